@@ -1,0 +1,3 @@
+"""HyperFlexis: multi-SLO serving of large language models. Importing it imports no engine."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""The OpenAI HTTP face. Owns all text; speaks tokens to whatever implements `backend.Backend`."""

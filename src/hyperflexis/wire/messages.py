@@ -1,0 +1,181 @@
+"""The words that the gateway's process and an instance say to each other, as msgspec structs.
+
+One message per step in each direction: `Work` to the instance, `StepReport` back. Repeated fields are columns (parallel
+lists), not rows: at 512 sequences that halves the cost of a message. Instants never cross a process border, because the
+two clocks need not agree; durations do (`waited_s`), and the receiver subtracts them from its own clock.
+
+Requests are numbers here; the OpenAI id that a client sees belongs to the gateway.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import msgspec
+
+
+class FinishReason(IntEnum):
+    """Why an instance stopped computing a request."""
+
+    STOP = 0
+    """A stop id (or the end-of-sequence id) was sampled; it is the request's last token."""
+    LENGTH = 1
+    """`max_tokens` were emitted."""
+    FAILED = 2
+    """The instance could not compute it; `StepReport.errors` says why."""
+
+
+class Sampling(msgspec.Struct, frozen=True, array_like=True):
+    """How the next token is drawn. Values are checked by whoever accepts the request; the defaults mean "off"."""
+
+    temperature: float = 1.0
+    """0 means greedy."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 means all."""
+    min_p: float = 0.0
+    seed: int = 0
+    """Always set: the gateway draws one where the client gave none, so that a request moved elsewhere goes on alike."""
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = {}
+    logprobs: int | None = None
+    """None: none. k: the sampled token's log-probability and those of the k most likely tokens (k may be 0)."""
+    prompt_logprobs: bool = False
+    """The same for every prompt token but the first; such a request reuses no prefix."""
+    stop_ids: tuple[int, ...] = ()
+    """Tokens that end the request, end-of-sequence included unless the client asked to ignore it."""
+    min_tokens: int = 0
+    """Before this many tokens no stop id can be drawn."""
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """One position: the token that stands there, and the most likely ones, each with its natural log-probability."""
+
+    token: int
+    logprob: float
+    top_tokens: list[int]
+    top_logprobs: list[float]
+
+
+class GenerateRequest(msgspec.Struct, frozen=True):
+    """What the gateway asks of the runtime: tokens, how to sample, what was promised. All text stays behind."""
+
+    prompt: list[int]
+    max_tokens: int
+    sampling: Sampling
+    model: str = ""
+    service_class: str = "default"
+    priority: int = 0
+    """Higher is more important."""
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    e2e_s: float | None = None
+
+
+class Submit(msgspec.Struct, frozen=True, array_like=True):
+    """One request handed to an instance, new or resumed (then `emitted` holds what the client already has)."""
+
+    request: int
+    prompt: list[int]
+    emitted: list[int]
+    max_tokens: int
+    sampling: Sampling
+    priority: int = 0
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    e2e_s: float | None = None
+    waited_s: float = 0.0
+    """Seconds since the request arrived."""
+    first_token_age_s: float | None = None
+    """Seconds since its first token, where there was one."""
+
+
+class StepRules(msgspec.Struct, frozen=True, array_like=True):
+    """What the policy in force asks of an instance's own scheduler. Fields are those of `core.step.StepRules`."""
+
+    order: str = "slack"
+    sizing: str = "slack"
+    prefill_tokens_max: int = 2048
+    prefill_tokens_floor: int = 64
+
+
+class Work(msgspec.Struct, frozen=True, array_like=True, tag=0):
+    """Everything the instance must know before its next step."""
+
+    submits: list[Submit] = []
+    cancels: list[int] = []
+
+
+class Configure(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    """New rules for the instance's scheduler, from the next step on."""
+
+    rules: StepRules
+
+
+class Shutdown(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    """Leave at once; the sender has already seen to the requests."""
+
+
+class Latency(msgspec.Struct, frozen=True, array_like=True):
+    """Coefficients of the step-latency model (`core.latency`), seconds."""
+
+    prefill_base_s: float
+    decode_base_s: float
+    prefill_token_s: float
+    prefill_pair_s: float
+    decode_seq_s: float
+    context_token_s: float
+
+
+class Ready(msgspec.Struct, frozen=True, array_like=True, tag=0):
+    """The instance's first message: what it can hold, and how fast it measured itself to be."""
+
+    blocks: int
+    block_tokens: int
+    seqs_max: int
+    latency: Latency
+    device: str
+    startup_s: dict[str, float] = {}
+    """Seconds by phase of the start."""
+
+
+class StepReport(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    """What one step did. A request may stand more than once in `requests` if a step yields several of its tokens."""
+
+    duration_s: float
+    prefill_tokens: int
+    prefill_pairs: int
+    decode_seqs: int
+    context_tokens: int
+    requests: list[int]
+    tokens: list[int]
+    finished: list[int]
+    reasons: list[int]
+    """A `FinishReason` for each of `finished`."""
+    started: list[int]
+    """Requests whose prefill began in this step."""
+    cached_tokens: list[int]
+    """For each of `started`: how many of its tokens needed no computing."""
+    preempted: list[int]
+    waiting_seqs: int
+    waiting_tokens: int
+    running_seqs: int
+    blocks_free: int
+    logprobs: dict[int, TokenLogprobs] = {}
+    """By index into `tokens`; only for requests that asked."""
+    prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
+    """By request, once, with its first token: positions 1 to the end of the prompt."""
+    errors: dict[int, str] = {}
+    """By request, for those finished as FAILED."""
+
+
+class Failed(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    """The instance cannot go on (or could not start) and says why before it leaves."""
+
+    reason: str
+
+
+ToInstance = Work | Configure | Shutdown
+FromInstance = Ready | StepReport | Failed
