@@ -92,15 +92,6 @@ class Submit(msgspec.Struct, frozen=True, array_like=True):
     """Seconds since its first token, where there was one."""
 
 
-class StepRules(msgspec.Struct, frozen=True, array_like=True):
-    """What the policy in force asks of an instance's own scheduler. Fields are those of `core.step.StepRules`."""
-
-    order: str = "slack"
-    sizing: str = "slack"
-    prefill_tokens_max: int = 2048
-    prefill_tokens_floor: int = 64
-
-
 class Work(msgspec.Struct, frozen=True, array_like=True, tag=0):
     """Everything the instance must know before its next step."""
 
@@ -111,22 +102,12 @@ class Work(msgspec.Struct, frozen=True, array_like=True, tag=0):
 class Configure(msgspec.Struct, frozen=True, array_like=True, tag=1):
     """New rules for the instance's scheduler, from the next step on."""
 
-    rules: StepRules
+    rules: dict[str, str | int | float]
+    """Fields of `core.step.StepRules`."""
 
 
 class Shutdown(msgspec.Struct, frozen=True, array_like=True, tag=2):
     """Leave at once; the sender has already seen to the requests."""
-
-
-class Latency(msgspec.Struct, frozen=True, array_like=True):
-    """Coefficients of the step-latency model (`core.latency`), seconds."""
-
-    prefill_base_s: float
-    decode_base_s: float
-    prefill_token_s: float
-    prefill_pair_s: float
-    decode_seq_s: float
-    context_token_s: float
 
 
 class Ready(msgspec.Struct, frozen=True, array_like=True, tag=0):
@@ -135,7 +116,8 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag=0):
     blocks: int
     block_tokens: int
     seqs_max: int
-    latency: Latency
+    latency: dict[str, float]
+    """Fields of `core.latency.LatencyModel`."""
     device: str
     startup_s: dict[str, float] = {}
     """Seconds by phase of the start."""

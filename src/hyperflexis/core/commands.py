@@ -1,0 +1,90 @@
+"""What is decided. Drivers perform these and add nothing. Every command says why, in words and numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from hyperflexis.core.instance import Role
+from hyperflexis.core.slo import Verdict
+
+
+class Why(Enum):
+    FEASIBLE = "fits every promise there"
+    LEAST_HARM = "fits nowhere; does the least harm there"
+    IN_TURN = "next in turn"
+    NO_INSTANCE = "no instance is ready"
+    QUEUE_FULL = "too many requests are unfinished"
+    TOO_LARGE = "no instance could hold it"
+    CLIENT_LEFT = "the client cancelled"
+    FLEET_SHORT = "fewer instances than the fleet should have"
+    INSTANCE_LOST = "its instance died"
+    LOST_TOO_OFTEN = "every instance that had it died"
+    START_FAILS = "instances keep failing to start"
+    ENDED = "the last token is out"
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why, and the numbers it rests on, by name (units in the names)."""
+
+    why: Why
+    numbers: tuple[tuple[str, float], ...] = ()
+
+    def __str__(self) -> str:
+        numbers = ", ".join(f"{name}={value:.4g}" for name, value in self.numbers)
+        return f"{self.why.value} ({numbers})" if numbers else self.why.value
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    request_id: int
+    instance_id: int
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """The request stays in the control plane's queue for now."""
+
+    request_id: int
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """Refuse it; `retry_after_s` is when the work before it should be done, None where waiting would not help."""
+
+    request_id: int
+    reason: Reason
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Stop computing it there."""
+
+    request_id: int
+    instance_id: int
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Conclude:
+    """It has ended: tell whoever waits for it. The verdict is None where no token was emitted."""
+
+    request_id: int
+    verdict: Verdict | None
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """Start an instance under this id."""
+
+    instance_id: int
+    role: Role
+    reason: Reason
+
+
+Command = Dispatch | Hold | Reject | Cancel | Conclude | Launch

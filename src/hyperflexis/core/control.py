@@ -1,0 +1,302 @@
+"""The state machine that owns all decisions: events in, commands out, time as an argument.
+
+It never reads a clock, a socket, a file, a random generator or a log. A driver feeds it every event with the instant at
+which it happened, performs the commands in order, and calls again at `next_wakeup`. Live and simulated drivers feed the
+same class, so what wins in one is what runs in the other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from hyperflexis.core.cluster import Cluster
+from hyperflexis.core.commands import Cancel, Command, Conclude, Dispatch, Hold, Launch, Reason, Reject, Why
+from hyperflexis.core.dispatch import Dispatcher
+from hyperflexis.core.events import (
+    Event,
+    InstanceLost,
+    InstanceReady,
+    InstanceReported,
+    RequestArrived,
+    RequestCancelled,
+    RequestFinished,
+    TokensEmitted,
+    Wakeup,
+)
+from hyperflexis.core.instance import Instance, InstanceState, InstanceStep, Role
+from hyperflexis.core.request import ON_INSTANCE, Request, RequestState, RequestStep
+from hyperflexis.core.step import StepRules
+
+DISPATCHES_MAX = 4
+"""A request that was on this many instances when they died is not tried again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A named bundle of decisions: between instances, and inside each."""
+
+    name: str
+    dispatcher: Dispatcher
+    rules: StepRules = field(default_factory=StepRules)
+
+
+@dataclass(frozen=True, slots=True)
+class FixedFleet:
+    """How many instances there should be, and how hard to try to have them."""
+
+    instances: int
+    launch_attempts_max: int = 5
+    """Consecutive failures to start after which no more are tried."""
+    launch_backoff_s: float = 1.0
+    """Pause after the first failure; doubles with each further one."""
+
+
+class ControlPlane:
+    """All live requests and instances, and every decision about them."""
+
+    def __init__(self, policy: Policy, fleet: FixedFleet, requests_max: int = 10_000) -> None:
+        self.policy = policy
+        self.fleet = fleet
+        self.requests_max = requests_max
+        self.cluster = Cluster()
+        self._next_instance_id = 0
+        self._failed_launches = 0
+        self._launch_at_s = -math.inf
+        self._handlers: dict[type, Callable[..., list[Command]]] = {
+            RequestArrived: self._on_arrived,
+            RequestCancelled: self._on_cancelled,
+            TokensEmitted: self._on_tokens,
+            RequestFinished: self._on_finished,
+            InstanceReady: self._on_ready,
+            InstanceReported: self._on_reported,
+            InstanceLost: self._on_lost,
+            Wakeup: self._on_wakeup,
+        }
+
+    def handle(self, event: Event, now: float) -> list[Command]:
+        """Take one event; returns what to do about it, in order."""
+        return self._handlers[type(event)](event, now)
+
+    def next_wakeup(self) -> float | None:
+        """The instant at which something should be decided even if nothing happens until then."""
+        if self._missing_instances() > 0 and self._failed_launches < self.fleet.launch_attempts_max:
+            return self._launch_at_s
+        return None
+
+    def is_startable(self) -> bool:
+        """False once launching has been given up."""
+        return self._failed_launches < self.fleet.launch_attempts_max
+
+    # -- requests
+
+    def _on_arrived(self, event: RequestArrived, now: float) -> list[Command]:
+        assert event.request_id not in self.cluster.requests, f"request {event.request_id} arrived twice"
+        request = Request(
+            id=event.request_id,
+            arrived_s=now,
+            prompt_tokens=event.prompt_tokens,
+            max_tokens=event.max_tokens,
+            slo=event.slo,
+            priority=event.priority,
+            service_class=event.service_class,
+            block_hashes=event.block_hashes,
+        )
+        refusal = self._refusal(request)
+        if refusal is not None:
+            request.step(RequestStep.REJECT)
+            return [refusal]
+        self.cluster.requests[request.id] = request
+        self.cluster.enqueue(request)
+        placed = self._dispatch_queue(now)
+        if request.state is RequestState.QUEUED:
+            placed.append(Hold(request.id, Reason(Why.NO_INSTANCE)))
+        return placed
+
+    def _refusal(self, request: Request) -> Reject | None:
+        unfinished = len(self.cluster.requests)
+        if unfinished >= self.requests_max:
+            numbers = (("unfinished", float(unfinished)), ("requests_max", float(self.requests_max)))
+            return Reject(request.id, Reason(Why.QUEUE_FULL, numbers), self._drain_s() / max(1, unfinished))
+        if not self.is_startable() and not self.cluster.instances:
+            return Reject(request.id, Reason(Why.START_FAILS))
+        return None
+
+    def _drain_s(self) -> float:
+        """Predicted time until the work that is here now is done, by the slowest instance."""
+        drains = [0.0]
+        for instance in self.cluster.ready_instances():
+            model = instance.latency.model
+            work_s = sum(instance.work_s.values())
+            held = [*instance.waiting.values(), *instance.decoding.values()]
+            left = max((self.cluster.expected_tokens(r) - r.emitted_tokens for r in held), default=0)
+            drains.append(work_s + max(0, left) * model.decode_step_s(len(held), instance.context_tokens))
+        return max(drains)
+
+    def _on_cancelled(self, event: RequestCancelled, now: float) -> list[Command]:
+        request = self.cluster.requests.get(event.request_id)
+        if request is None:
+            return []
+        reason = Reason(Why.CLIENT_LEFT)
+        commands: list[Command] = []
+        name = self._instance_name(request)
+        if request.instance_id is not None:
+            commands.append(Cancel(request.id, request.instance_id, reason))
+            self.cluster.instances[request.instance_id].remove(request)
+        else:
+            self.cluster.dequeue(request)
+        request.step(RequestStep.CANCEL)
+        del self.cluster.requests[request.id]
+        return [*commands, Conclude(request.id, request.verdict(name), reason)]
+
+    def _on_tokens(self, event: TokensEmitted, now: float) -> list[Command]:
+        instance = self.cluster.instances[event.instance_id]
+        requests = self.cluster.requests
+        for request_id in event.request_ids:
+            request = requests.get(request_id)
+            if request is None or request.instance_id != event.instance_id:
+                continue  # Cancelled, or moved on, while the step ran.
+            request.emitted_tokens += 1
+            request.last_token_s = now
+            if request.state is RequestState.DECODING:
+                instance.context_tokens += 1
+                continue
+            if request.first_token_s is None:
+                request.first_token_s = now
+            request.step(RequestStep.TOKEN)
+            instance.begin_decoding(request)
+        return []
+
+    def _on_finished(self, event: RequestFinished, now: float) -> list[Command]:
+        request = self.cluster.requests.get(event.request_id)
+        if request is None or request.instance_id != event.instance_id:
+            return []
+        instance = self.cluster.instances[event.instance_id]
+        instance.remove(request)
+        request.step(RequestStep.FINISH)
+        if not event.failed:
+            self.cluster.observe_length(request)
+        del self.cluster.requests[request.id]
+        return [Conclude(request.id, request.verdict(instance.name), Reason(Why.ENDED))]
+
+    # -- instances
+
+    def _on_ready(self, event: InstanceReady, now: float) -> list[Command]:
+        instance = self.cluster.instances[event.instance_id]
+        instance.become_ready(event.capacity, event.latency)
+        self._failed_launches = 0
+        return self._dispatch_queue(now)
+
+    def _on_reported(self, event: InstanceReported, now: float) -> list[Command]:
+        instance = self.cluster.instances[event.instance_id]
+        for request_id in event.preempted:
+            self._fall_back(instance, request_id)
+        for request_id in event.started:
+            request = self.cluster.requests.get(request_id)
+            if request is not None and request.state is RequestState.WAITING and request.instance_id == instance.id:
+                request.step(RequestStep.START)
+                if request.prefill_started_s is None:
+                    request.prefill_started_s = now - event.duration_s
+        instance.observe_step(event.shape, event.duration_s, now)
+        return []
+
+    def _fall_back(self, instance: Instance, request_id: int) -> None:
+        request = self.cluster.requests.get(request_id)
+        if request is None or request.instance_id != instance.id or request.state is RequestState.WAITING:
+            return
+        if request.state is RequestState.DECODING:
+            instance.fall_back(request)
+        request.step(RequestStep.PREEMPT)
+
+    def _on_lost(self, event: InstanceLost, now: float) -> list[Command]:
+        """Forget the instance; what it had is dispatched again, with the tokens that its clients already have."""
+        instance = self.cluster.instances.pop(event.instance_id)
+        if instance.state is InstanceState.STARTING:
+            self._failed_launches += 1
+            pause_s = self.fleet.launch_backoff_s * 2 ** (self._failed_launches - 1)
+            self._launch_at_s = now + pause_s
+        instance.step(InstanceStep.LOSE)
+        commands = [self._requeue(r) for r in [*instance.waiting.values(), *instance.decoding.values()]]
+        commands += self._launch_missing(now)
+        if not self.is_startable() and not self.cluster.instances:
+            return [*commands, *self._give_up()]
+        return [*commands, *self._dispatch_queue(now)]
+
+    def _requeue(self, request: Request) -> Command:
+        """Back into the queue; unless it was there when several instances died, and may be what kills them."""
+        request.step(RequestStep.REQUEUE)
+        request.instance_id = None
+        if request.dispatches >= DISPATCHES_MAX:
+            return self._refuse(request, Reason(Why.LOST_TOO_OFTEN, (("dispatches", float(request.dispatches)),)))
+        self.cluster.enqueue(request)
+        return Hold(request.id, Reason(Why.INSTANCE_LOST))
+
+    def _refuse(self, request: Request, reason: Reason) -> Reject:
+        request.step(RequestStep.REJECT)
+        del self.cluster.requests[request.id]
+        return Reject(request.id, reason)
+
+    def _give_up(self) -> list[Command]:
+        """Nothing runs and nothing will: refuse what waits, rather than hold it for ever."""
+        waiting, self.cluster.queue = self.cluster.queue, []
+        return [self._refuse(request, Reason(Why.START_FAILS)) for request in waiting]
+
+    def _on_wakeup(self, event: Wakeup, now: float) -> list[Command]:
+        return self._launch_missing(now)
+
+    def _missing_instances(self) -> int:
+        return self.fleet.instances - len(self.cluster.instances)
+
+    def _launch_missing(self, now: float) -> list[Command]:
+        if now < self._launch_at_s or not self.is_startable():
+            return []
+        commands: list[Command] = []
+        while self._missing_instances() > 0:
+            instance = Instance(self._next_instance_id, Role.MIXED)
+            self._next_instance_id += 1
+            numbers = (("have", float(len(self.cluster.instances))), ("want", float(self.fleet.instances)))
+            self.cluster.instances[instance.id] = instance
+            commands.append(Launch(instance.id, instance.role, Reason(Why.FLEET_SHORT, numbers)))
+        return commands
+
+    # -- dispatch
+
+    def _dispatch_queue(self, now: float) -> list[Command]:
+        """Place everything that waits, in order; without a ready instance, nothing."""
+        instances = self.cluster.ready_instances()
+        if not instances:
+            return []
+        return [self._dispatch(request, instances, now) for request in list(self.cluster.queue)]
+
+    def _dispatch(self, request: Request, instances: list[Instance], now: float) -> Command:
+        self.cluster.dequeue(request)
+        tokens = request.prompt_tokens + request.max_tokens
+        large_enough = [i for i in instances if i.capacity.blocks_for(tokens) <= i.capacity.blocks]
+        if not large_enough:
+            return self._refuse(request, Reason(Why.TOO_LARGE, (("tokens", float(tokens)),)))
+        placement = self.policy.dispatcher.choose(request, large_enough, self.cluster.expected_tokens, now)
+        request.step(RequestStep.DISPATCH)
+        request.instance_id = placement.instance.id
+        request.dispatches += 1
+        if request.dispatched_s is None:
+            request.dispatched_s = now
+            request.predicted_ttft_s = placement.ttft_s
+            request.predicted_tpot_s = placement.tpot_s
+        placement.instance.place(request)
+        return Dispatch(request.id, placement.instance.id, placement.reason)
+
+    # -- looking in
+
+    def _instance_name(self, request: Request) -> str:
+        if request.instance_id is None:
+            return ""
+        return self.cluster.instances[request.instance_id].name
+
+    def check(self) -> None:
+        """Every invariant; an AssertionError carries the state's repr."""
+        self.cluster.check()
+        for request in self.cluster.requests.values():
+            assert (request.instance_id is not None) == (request.state in ON_INSTANCE), repr(request)
+        if self.cluster.ready_instances():
+            assert not self.cluster.queue, f"work waits although an instance is ready: {self.cluster.queue!r}"

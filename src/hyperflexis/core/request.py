@@ -1,0 +1,138 @@
+"""One request as the control plane sees it: its promise, where it is in its life, and when each thing happened.
+
+The life is a table, `TRANSITIONS`: what is missing from it cannot happen, and trying raises. Knows no token, no text
+and no instance's inside; only how many tokens there are and which of their blocks, by content hash, may be found.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from hyperflexis.core.slo import Slo, Timeline, Verdict
+
+
+class RequestState(Enum):
+    QUEUED = "queued"
+    """In the control plane's own queue; no instance knows of it."""
+    WAITING = "waiting"
+    """Dispatched; no step of its prefill has begun (or it was preempted)."""
+    PREFILLING = "prefilling"
+    DECODING = "decoding"
+    FINISHED = "finished"
+    CANCELLED = "cancelled"
+    REJECTED = "rejected"
+
+
+class RequestStep(Enum):
+    """What can happen to a request."""
+
+    DISPATCH = "dispatch"
+    START = "start"
+    TOKEN = "token"
+    PREEMPT = "preempt"
+    REQUEUE = "requeue"
+    FINISH = "finish"
+    CANCEL = "cancel"
+    REJECT = "reject"
+
+
+_ON_INSTANCE = {
+    RequestStep.PREEMPT: RequestState.WAITING,
+    RequestStep.REQUEUE: RequestState.QUEUED,
+    RequestStep.FINISH: RequestState.FINISHED,
+    RequestStep.CANCEL: RequestState.CANCELLED,
+}
+
+TRANSITIONS: dict[RequestState, dict[RequestStep, RequestState]] = {
+    RequestState.QUEUED: {
+        RequestStep.DISPATCH: RequestState.WAITING,
+        RequestStep.CANCEL: RequestState.CANCELLED,
+        RequestStep.REJECT: RequestState.REJECTED,
+    },
+    RequestState.WAITING: {**_ON_INSTANCE, RequestStep.START: RequestState.PREFILLING},
+    RequestState.PREFILLING: {**_ON_INSTANCE, RequestStep.TOKEN: RequestState.DECODING},
+    RequestState.DECODING: {**_ON_INSTANCE, RequestStep.TOKEN: RequestState.DECODING},
+    RequestState.FINISHED: {},
+    RequestState.CANCELLED: {},
+    RequestState.REJECTED: {},
+}
+
+ON_INSTANCE = frozenset({RequestState.WAITING, RequestState.PREFILLING, RequestState.DECODING})
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """Mutable, owned by the control plane alone. Instants are seconds on the core's clock."""
+
+    id: int
+    arrived_s: float
+    prompt_tokens: int
+    max_tokens: int
+    slo: Slo
+    priority: int = 0
+    service_class: str = "default"
+    block_hashes: tuple[bytes, ...] = ()
+
+    state: RequestState = RequestState.QUEUED
+    instance_id: int | None = None
+    emitted_tokens: int = 0
+    cached_tokens: int = 0
+    dispatches: int = 0
+    dispatched_s: float | None = None
+    prefill_started_s: float | None = None
+    first_token_s: float | None = None
+    last_token_s: float | None = None
+    predicted_ttft_s: float | None = None
+    predicted_tpot_s: float | None = None
+
+    @property
+    def context_tokens(self) -> int:
+        """Tokens whose KV the request needs in order to go on."""
+        return self.prompt_tokens + self.emitted_tokens
+
+    @property
+    def first_deadline_s(self) -> float:
+        """The instant by which the first token was promised; infinite where nothing was."""
+        return self.arrived_s + self.slo.ttft_s if self.slo.ttft_s is not None else float("inf")
+
+    @property
+    def queue_key(self) -> tuple[int, float, float, int]:
+        """Total order of waiting work: priority, then least slack, then arrival, then id."""
+        return (-self.priority, self.first_deadline_s, self.arrived_s, self.id)
+
+    def step(self, step: RequestStep) -> None:
+        """Move along the table.
+
+        Raises:
+            AssertionError: this step is impossible in this state.
+        """
+        target = TRANSITIONS[self.state].get(step)
+        if target is None:
+            raise AssertionError(f"request {self.id} cannot {step.value} while {self.state.value}: {self!r}")
+        self.state = target
+
+    def verdict(self, instance: str) -> Verdict | None:
+        """What to tell the client; None when no token was ever emitted."""
+        if self.first_token_s is None or self.last_token_s is None:
+            return None
+        dispatched_s = self.dispatched_s if self.dispatched_s is not None else self.arrived_s
+        started_s = self.prefill_started_s if self.prefill_started_s is not None else dispatched_s
+        timeline = Timeline(
+            arrived_s=self.arrived_s,
+            dispatched_s=dispatched_s,
+            prefill_started_s=started_s,
+            first_token_s=self.first_token_s,
+            last_token_s=self.last_token_s,
+            tokens=self.emitted_tokens,
+            predicted_ttft_s=self.predicted_ttft_s,
+            predicted_tpot_s=self.predicted_tpot_s,
+        )
+        return Verdict(
+            service_class=self.service_class,
+            priority=self.priority,
+            slo=self.slo,
+            timeline=timeline,
+            instance=instance,
+            migrations=max(0, self.dispatches - 1),
+        )
