@@ -1,0 +1,52 @@
+# Everything a contributor runs. Each target sets up the virtual environment first; nothing else has to be installed
+# than Python 3.11 or later and make.
+#
+#   make serve MODEL=owner/name PORT=8080 ARGS='--instances 1'
+#   make test TESTS=tests/cli ARGS='-k config'
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+TESTS ?=
+WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup serve test check format constraints clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: $(INSTALLED) ## Make .venv with everything that serving and the tests need
+
+# Again whenever what is to be installed has changed.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; say which with PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[engine,test]'
+	@touch $@
+
+serve: setup ## Serve MODEL (default: the demo model) on PORT, with ARGS
+	$(BIN)/hyperflexis serve $(MODEL) $(if $(PORT),--port $(PORT)) $(ARGS)
+
+test: setup ## Run the tests (TESTS, ARGS and WORKERS narrow and widen)
+	$(BIN)/pytest -n $(WORKERS) $(TESTS) $(ARGS)
+
+check: setup ## Check format, lint, types and the import arrows
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest tests/test_architecture.py
+
+format: setup ## Format the code and mend what the linter can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+constraints: setup ## Pin in constraints.txt what .venv holds now
+	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed -e 's/+[^ ]*$$//' -e '/^nvidia-/d;/^cuda-/d;/^triton==/d'; } > constraints.txt.new
+	mv constraints.txt.new constraints.txt
+	@touch $(INSTALLED)
+
+clean: ## Remove what is built and cached, .venv too
+	rm -rf $(VENV) build dist .coverage htmlcov .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""The command line. Wires the parts together; the only place that knows them all."""

@@ -1,0 +1,219 @@
+"""What `serve` serves: one configuration, its keys, their meanings, limits and defaults.
+
+The text under a key is its documentation: `--help` and docs/configuration.md are made from it. Milliseconds stand here,
+seconds in the core; `service_classes` is the border. Knows nothing of files, flags or the environment (`sources` does),
+and nothing of how the parts are built from it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+from hyperflexis.cli.errors import OperatorError
+
+if TYPE_CHECKING:
+    from hyperflexis.core.slo import ServiceClass
+    from hyperflexis.gateway.limits import Limits
+
+DEFAULT_CLASS = "default"
+DEMO_NAME = "demo"
+PRIORITY_MIN, PRIORITY_MAX = -(2**31), 2**31 - 1
+"""An int32, as in the priorities of other gateways."""
+MS_MIN, MS_MAX = 0.001, 86_400_000.0
+"""A microsecond and a day: what lies outside is a slip of the unit."""
+
+
+class Section(BaseModel):
+    """A mapping of known keys. Nothing is coerced: `instances: yes` is a mistake, not 1."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class EngineSection(Section):
+    """How each instance computes."""
+
+    block_tokens: int = Field(default=16, ge=1, le=1024)
+    """Tokens per KV block."""
+    kv_cache_gib: float | None = Field(default=None, gt=0, le=1_000_000)
+    """KV memory of one instance in GiB; null sizes it from what the device has free."""
+    seqs_max: int = Field(default=256, ge=1)
+    """Requests that one instance computes at a time."""
+    prefill_tokens_max: int = Field(default=2048, ge=1)
+    """Prompt tokens that may enter one step."""
+
+
+class LimitsSection(Section):
+    """What one client, or all of them together, may take."""
+
+    body_mib: float = Field(default=16.0, ge=0.001, le=1_000_000)
+    """Largest request body in MiB; above it, 413."""
+    stream_buffer_kib: int = Field(default=1024, ge=1)
+    """Unsent output in KiB after which a stream whose reader stalls is cancelled."""
+    requests_max: int = Field(default=10_000, ge=1)
+    """Requests that may be waiting and running together; above it, 429."""
+    priority_max: int = Field(default=100, ge=0, le=PRIORITY_MAX)
+    """Highest priority that a client can ask for by itself; higher wishes are lowered to it."""
+
+
+class ClassSection(Section):
+    """The promises and priority that the requests of one service class share."""
+
+    ttft_ms: float | None = Field(default=None, ge=MS_MIN, le=MS_MAX)
+    """Promised time to the first token, milliseconds; null promises nothing."""
+    tpot_ms: float | None = Field(default=None, ge=MS_MIN, le=MS_MAX)
+    """Promised mean time per token after the first, milliseconds; null promises nothing."""
+    e2e_ms: float | None = Field(default=None, ge=MS_MIN, le=MS_MAX)
+    """Promised time to the last token, milliseconds; null promises nothing."""
+    priority: int = Field(default=0, ge=PRIORITY_MIN, le=PRIORITY_MAX)
+    """Higher is more important."""
+
+
+def _class_name(name: str) -> str:
+    # Names travel in headers, metric labels and dotted paths, so they hold nothing that those would have to quote.
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
+        raise ValueError("a class name is 1 to 64 letters, digits, '-' or '_'")
+    return name
+
+
+def _one_line(text: str) -> str:
+    if not text.isprintable() or text.strip() != text or not text:
+        raise ValueError("should be one line of printable text")
+    return text
+
+
+def _device(name: str) -> str:
+    if not re.fullmatch(r"[a-z]+(:[0-9]+)?", name):
+        raise ValueError("should be a device such as auto, cpu, cuda or cuda:1")
+    return name
+
+
+def _policy(name: str) -> str:
+    from hyperflexis.policies import POLICIES  # here, so that --help loads nothing of the core
+
+    if name not in POLICIES:
+        raise ValueError(f"should be one of the policies: {', '.join(sorted(POLICIES))}")
+    return name
+
+
+ClassName = Annotated[str, AfterValidator(_class_name)]
+Line = Annotated[str, AfterValidator(_one_line)]
+Device = Annotated[str, AfterValidator(_device)]
+Policy = Annotated[str, AfterValidator(_policy)]
+
+
+class Deployment(Section):
+    """Everything `hyperflexis serve` can be told."""
+
+    model: Line | None = None
+    """Model directory or Hugging Face id; null serves the demo model that comes with the package."""
+    served_name: Line | None = None
+    """Name that clients ask for; null takes the model's own."""
+    instances: int = Field(default=2, ge=1, le=1024)
+    """Engine processes, each with its own copy of the weights."""
+    device: Device = "auto"
+    """Where to compute: auto, cpu, cuda, cuda:1 or any other torch device."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of weights and KV; auto takes the model's own where the device can."""
+    threads_per_instance: int | None = Field(default=None, ge=1)
+    """CPU threads of each instance; null shares the cores out evenly."""
+    host: Line = "127.0.0.1"
+    """Address to listen on."""
+    port: int = Field(default=8000, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one."""
+    policy: Policy = "hyperflexis"
+    """Rules that decide which request goes where and when: hyperflexis or round_robin."""
+    engine: EngineSection = EngineSection()
+    """How each instance computes."""
+    limits: LimitsSection = LimitsSection()
+    """What one client, or all of them together, may take."""
+    classes: dict[ClassName, ClassSection] = Field(default_factory=dict)
+    """Service classes by name: the promises and priority that their requests share."""
+    default_class: str = DEFAULT_CLASS
+    """Class of the requests that name none."""
+    drain_timeout_s: float = Field(default=30.0, ge=0, le=86_400)
+    """Seconds that running requests get to finish after a signal to stop."""
+
+    @field_validator("default_class")
+    @classmethod
+    def _names_a_class(cls, name: str, info: ValidationInfo) -> str:
+        known = {DEFAULT_CLASS, *info.data.get("classes", {name: None})}
+        if name not in known:
+            raise ValueError(f"should be one of the classes: {', '.join(sorted(known))}")
+        return name
+
+    @property
+    def public_name(self) -> str:
+        """The model's name as clients ask for it."""
+        if self.served_name is not None:
+            return self.served_name
+        if self.model is None:
+            return DEMO_NAME
+        path = Path(self.model).expanduser()
+        return path.resolve().name if path.is_dir() else self.model
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of each instance on this machine."""
+        return self.threads_per_instance or max(1, _cores() // self.instances)
+
+    @property
+    def kv_cache_bytes(self) -> int | None:
+        gib = self.engine.kv_cache_gib
+        return None if gib is None else int(gib * 2**30)
+
+    def model_source(self) -> Path | str:
+        """Say where the weights are: a directory that exists, or a hub id.
+
+        Raises:
+            OperatorError: it is written as a path, and there is no such directory.
+        """
+        if self.model is None:
+            return Path(str(resources.files("hyperflexis"))) / "demo_model"
+        path = Path(self.model).expanduser()
+        if path.is_dir():
+            return path
+        if re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", self.model):
+            return self.model
+        raise OperatorError(
+            f"no model directory {self.model!r}", hint="give a directory, or a Hugging Face id such as 'owner/name'"
+        )
+
+    def service_classes(self) -> dict[str, ServiceClass]:
+        """The classes as the core knows them, in seconds. "default" is always among them."""
+        named = {DEFAULT_CLASS: ClassSection(), **self.classes}
+        return {name: _service_class(name, section) for name, section in named.items()}
+
+    def gateway_limits(self) -> Limits:
+        """The gateway's limits, those that are configured in its own units."""
+        from hyperflexis.gateway.limits import Limits  # here, so that --help loads nothing of the gateway
+
+        return Limits(
+            body_bytes_max=int(self.limits.body_mib * 2**20),
+            stream_backlog_bytes_max=self.limits.stream_buffer_kib * 2**10,
+        )
+
+
+def _service_class(name: str, section: ClassSection) -> ServiceClass:
+    from hyperflexis.core.slo import ServiceClass, Slo  # here, so that --help loads nothing of the core
+
+    slo = Slo(_seconds(section.ttft_ms), _seconds(section.tpot_ms), _seconds(section.e2e_ms))
+    return ServiceClass(name, slo, section.priority)
+
+
+def _seconds(milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1000
+
+
+def _cores() -> int:
+    """Cores this process may use; fewer than the machine has under a cpuset."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from hyperflexis.cli.deployment import Deployment
+from hyperflexis.cli.errors import OperatorError
+from hyperflexis.core.control import ControlPlane
+from hyperflexis.core.slo import ServiceClass, Slo
+from hyperflexis.core.step import StepRules
+from hyperflexis.gateway.limits import Limits
+
+
+def test_service_classes_without_configuration() -> None:
+    assert Deployment().service_classes() == {"default": ServiceClass("default")}
+
+
+def test_service_classes_are_in_seconds() -> None:
+    deployment = Deployment.model_validate(
+        {"classes": {"code": {"ttft_ms": 500, "tpot_ms": 100, "priority": 1}, "default": {"e2e_ms": 60_000}}}
+    )
+    assert deployment.service_classes() == {
+        "default": ServiceClass("default", Slo(e2e_s=60.0)),
+        "code": ServiceClass("code", Slo(ttft_s=0.5, tpot_s=0.1), 1),
+    }
+
+
+@pytest.mark.parametrize("limit_ms", [0.001, 86_400_000])
+def test_every_target_that_is_allowed_makes_a_promise(limit_ms: float) -> None:
+    deployment = Deployment.model_validate(
+        {"classes": {"a": dict.fromkeys(("ttft_ms", "tpot_ms", "e2e_ms"), limit_ms)}}
+    )
+    assert deployment.service_classes()["a"].slo.ttft_s == limit_ms / 1000
+
+
+def test_default_class_must_exist() -> None:
+    assert Deployment.model_validate({"classes": {"a": {}}, "default_class": "a"}).default_class == "a"
+    with pytest.raises(ValidationError, match="one of the classes: a, default"):
+        Deployment.model_validate({"classes": {"a": {}}, "default_class": "b"})
+
+
+def test_nothing_is_coerced() -> None:
+    for slip in ({"instances": True}, {"instances": "2"}, {"port": 8000.0}, {"host": 1}, {"drain_timeout_s": "30"}):
+        with pytest.raises(ValidationError):
+            Deployment.model_validate(slip)
+
+
+def test_threads_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hyperflexis.cli.deployment._cores", lambda: 8)
+    assert Deployment(instances=3).threads == 2
+    assert Deployment(instances=16).threads == 1
+    assert Deployment(instances=3, threads_per_instance=5).threads == 5
+
+
+def test_gateway_limits_are_in_bytes() -> None:
+    limits = Deployment.model_validate({"limits": {"body_mib": 0.5, "stream_buffer_kib": 3}}).gateway_limits()
+    assert (limits.body_bytes_max, limits.stream_backlog_bytes_max) == (2**19, 3072)
+
+
+def test_defaults_are_those_of_the_parts() -> None:
+    """A default that is told here and in the part it configures is the same number."""
+    deployment = Deployment()
+    assert deployment.gateway_limits() == Limits()
+    assert deployment.engine.prefill_tokens_max == StepRules().prefill_tokens_max
+    requests_max = inspect.signature(ControlPlane).parameters["requests_max"].default
+    assert deployment.limits.requests_max == requests_max
+
+
+def test_kv_cache_bytes() -> None:
+    assert Deployment().kv_cache_bytes is None
+    assert Deployment.model_validate({"engine": {"kv_cache_gib": 0.5}}).kv_cache_bytes == 2**29
+
+
+def test_public_name(tmp_path: Path) -> None:
+    (tmp_path / "small-model").mkdir()
+    assert Deployment().public_name == "demo"
+    assert Deployment(model="owner/name").public_name == "owner/name"
+    assert Deployment(model=f"{tmp_path}/small-model/").public_name == "small-model"
+    assert Deployment(model="owner/name", served_name="mine").public_name == "mine"
+
+
+def test_model_source(tmp_path: Path) -> None:
+    demo = Deployment().model_source()
+    assert isinstance(demo, Path)
+    assert demo.name == "demo_model"
+    assert Deployment(model=str(tmp_path)).model_source() == tmp_path
+    assert Deployment(model="owner/name").model_source() == "owner/name"
+
+
+@pytest.mark.parametrize("model", ["./absent", "/absent", "~/absent", "a/b/c", "../absent"])
+def test_model_source_of_an_absent_directory(model: str) -> None:
+    with pytest.raises(OperatorError, match="no model directory") as caught:
+        Deployment(model=model).model_source()
+    assert caught.value.hint

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import string
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hyperflexis.cli import keys, sources
+from hyperflexis.cli.deployment import MS_MAX, MS_MIN, PRIORITY_MAX, PRIORITY_MIN, Deployment
+from hyperflexis.cli.show import render
+from hyperflexis.cli.sources import Settings
+
+lines = st.text(min_size=1).filter(lambda text: text.isprintable() and text.strip() == text)
+names = st.text(string.ascii_letters + string.digits + "-_", min_size=1, max_size=64)
+targets = st.none() | st.floats(MS_MIN, MS_MAX)
+classes = st.fixed_dictionaries(
+    {},
+    optional={
+        "ttft_ms": targets,
+        "tpot_ms": targets,
+        "e2e_ms": targets,
+        "priority": st.integers(PRIORITY_MIN, PRIORITY_MAX),
+    },
+)
+
+
+@st.composite
+def deployments(draw: st.DrawFn) -> Deployment:
+    named = draw(st.dictionaries(names, classes, max_size=4))
+    return Deployment.model_validate(
+        {
+            "model": draw(st.none() | lines),
+            "served_name": draw(st.none() | lines),
+            "instances": draw(st.integers(1, 1024)),
+            "device": draw(st.sampled_from(["auto", "cpu", "cuda:3"])),
+            "dtype": draw(st.sampled_from(["auto", "float32", "bfloat16", "float16"])),
+            "threads_per_instance": draw(st.none() | st.integers(1, 999)),
+            "host": draw(lines),
+            "port": draw(st.integers(0, 65535)),
+            "engine": {"kv_cache_gib": draw(st.none() | st.floats(0.001, 1e6)), "seqs_max": draw(st.integers(1))},
+            "limits": {"body_mib": draw(st.floats(0.001, 1e6)), "priority_max": draw(st.integers(0, PRIORITY_MAX))},
+            "classes": named,
+            "default_class": draw(st.sampled_from(["default", *named])),
+            "drain_timeout_s": draw(st.floats(0, 86_400)),
+        }
+    )
+
+
+@given(deployment=deployments())
+def test_what_is_shown_loads_again(deployment: Deployment, tmp_path_factory: pytest.TempPathFactory) -> None:
+    file = tmp_path_factory.getbasetemp() / "shown.yaml"
+    file.write_text(render(Settings(deployment, {})), encoding="utf-8")
+    assert sources.load(config=file).deployment == deployment
+
+
+@given(deployment=deployments())
+def test_every_key_is_shown_once_and_only_sections_lack_a_source(deployment: Deployment) -> None:
+    shown = render(Settings(deployment, {}))
+    assert yaml.safe_load(shown) == deployment.model_dump()
+    bare = [line.strip() for line in shown.splitlines() if " # " not in line]
+    assert sorted(bare) == sorted(_quoted(each) for each in _headings(deployment))
+
+
+def _headings(deployment: Deployment) -> list[str]:
+    return ["engine", "limits", *(["classes", *deployment.classes] if deployment.classes else [])]
+
+
+def _quoted(name: str) -> str:
+    return next(iter(yaml.safe_dump({name: None}, width=999).split(" null")))
+
+
+def test_comments_are_aligned_and_name_the_source(tmp_path: Path) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text("port: 1\nclasses:\n  chat: {ttft_ms: 250.0, tpot_ms: 0.5}\n", encoding="utf-8")
+    settings = sources.load(
+        config=file,
+        env={"HYPERFLEXIS_DTYPE": "float32"},
+        flags={"instances": ("--instances", "1")},
+        sets=["threads_per_instance=3", "limits.body_mib=0.25"],
+    )
+    assert render(settings).replace(str(file), "serve.yaml").splitlines() == [
+        "model: null                 # default: the demo model",
+        "served_name: null           # default: demo",
+        "instances: 1                # flag --instances",
+        "device: auto                # default",
+        "dtype: float32              # env HYPERFLEXIS_DTYPE",
+        "threads_per_instance: 3     # flag --set",
+        "host: 127.0.0.1             # default",
+        "port: 1                     # serve.yaml:1",
+        "policy: hyperflexis         # default",
+        "engine:",
+        "  block_tokens: 16          # default",
+        "  kv_cache_gib: null        # default: what the device has free",
+        "  seqs_max: 256             # default",
+        "  prefill_tokens_max: 2048  # default",
+        "limits:",
+        "  body_mib: 0.25            # flag --set",
+        "  stream_buffer_kib: 1024   # default",
+        "  requests_max: 10000       # default",
+        "  priority_max: 100         # default",
+        "classes:",
+        "  chat:",
+        "    ttft_ms: 250            # serve.yaml:3",
+        "    tpot_ms: 0.5            # serve.yaml:3",
+        "    e2e_ms: null            # default",
+        "    priority: 0             # default",
+        "default_class: default      # default",
+        "drain_timeout_s: 30         # default",
+    ]
+
+
+def test_a_long_value_does_not_push_the_comments_away() -> None:
+    shown = render(sources.load(sets=[f"model={'m' * 200}"])).splitlines()
+    assert shown[0] == f"model: {'m' * 200}  # flag --set"
+    assert shown[2] == "instances: 2                # default"
+
+
+def test_all_keys_are_shown() -> None:
+    shown = render(sources.load(sets=["classes.x={}"]))
+    assert all(f"{key.path[-1]}:" in shown for key in keys.all_keys())
