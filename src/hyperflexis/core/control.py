@@ -198,6 +198,8 @@ class ControlPlane:
                 request.step(RequestStep.START)
                 if request.prefill_started_s is None:
                     request.prefill_started_s = now - event.duration_s
+        if event.latency is not None:
+            instance.latency.adopt(event.latency)
         instance.observe_step(event.shape, event.duration_s, now)
         return []
 

@@ -57,6 +57,8 @@ class InstanceReported:
     duration_s: float
     started: Sequence[int] = ()
     preempted: Sequence[int] = ()
+    latency: LatencyModel | None = None
+    """A new model of itself, where the instance has fitted one."""
 
 
 @dataclass(frozen=True, slots=True)

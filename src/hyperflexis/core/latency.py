@@ -16,7 +16,8 @@ Knows nothing of requests or promises. All times are seconds.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -104,8 +105,10 @@ class LatencyModel:
         # The larger root of square n^2 + linear n = room, in the form that does not cancel for small squares.
         tokens = 2 * room_s / (linear + math.sqrt(linear * linear + 4 * square * room_s))
         whole = min(_TOKENS_MAX, int(tokens))
-        # The root rounds either way by an ulp; a chunk must never exceed its room.
-        return whole if self.chunk_s(whole, prior_tokens) <= room_s else whole - 1
+        # The root rounds either way by an ulp; a chunk must never exceed its room, nor leave room for one token more.
+        if self.chunk_s(whole, prior_tokens) > room_s:
+            return whole - 1
+        return whole + (whole < _TOKENS_MAX and self.chunk_s(whole + 1, prior_tokens) <= room_s)
 
     def prefill_s(
         self, prompt_tokens: int, cached_tokens: int, chunk_tokens: int, seqs: int = 0, context_tokens: float = 0
@@ -144,12 +147,46 @@ class Correction:
         self._factor[kind] += self.WEIGHT * (ratio - self._factor[kind])
 
 
-class OnlineLatency:
-    """A model and its correction: what one instance is believed to take now."""
+Sample = tuple[StepShape, float]
+"""A step and how long it took."""
 
-    def __init__(self, model: LatencyModel) -> None:
+
+class StepHistory:
+    """The latest few steps of every shape, shapes being told apart by the powers of two of their quantities.
+
+    A plain window would forget what a prefill costs while nothing but decodes runs; this one never does. Begins with
+    the samples of a calibration, which newer steps of like shape then replace.
+    """
+
+    DEPTH = 4
+
+    def __init__(self, samples: Iterable[Sample] = ()) -> None:
+        self._latest: dict[tuple[int, ...], deque[Sample]] = {}
+        for shape, actual_s in samples:
+            self.add(shape, actual_s)
+
+    def add(self, shape: StepShape, actual_s: float) -> None:
+        key = (shape.prefill_tokens.bit_length(), shape.decode_seqs.bit_length(), shape.context_tokens.bit_length())
+        self._latest.setdefault(key, deque(maxlen=self.DEPTH)).append((shape, actual_s))
+
+    def samples(self) -> list[Sample]:
+        return [sample for latest in self._latest.values() for sample in latest]
+
+
+class OnlineLatency:
+    """A model and its correction: what one instance is believed to take now.
+
+    With a history it is fitted again every `REFIT_STEPS` steps, so that a poor calibration or a changed machine does
+    not stay for ever; the correction takes care of what changes faster.
+    """
+
+    REFIT_STEPS = 64
+
+    def __init__(self, model: LatencyModel, history: StepHistory | None = None) -> None:
         self.model = model
         self.correction = Correction()
+        self._history = history
+        self._steps = 0
 
     def step_s(self, shape: StepShape) -> float:
         return self.model.step_s(shape) * self.correction.factor(shape.kind)
@@ -157,18 +194,29 @@ class OnlineLatency:
     def decode_step_s(self, seqs: int, context_tokens: float) -> float:
         return self.model.decode_step_s(seqs, context_tokens) * self.correction.factor("decode")
 
-    def observe(self, shape: StepShape, actual_s: float) -> None:
+    def observe(self, shape: StepShape, actual_s: float) -> bool:
+        """Learn from a step; returns whether the model is another one now."""
         self.correction.observe(shape.kind, self.model.step_s(shape), actual_s)
+        if self._history is None:
+            return False
+        self._history.add(shape, actual_s)
+        self._steps += 1
+        if self._steps % self.REFIT_STEPS:
+            return False
+        self.adopt(fit(self._history.samples()))
+        return True
 
-
-Sample = tuple[StepShape, float]
+    def adopt(self, model: LatencyModel) -> None:
+        """Believe this model from now on, and nothing of what the old one had to be corrected by."""
+        self.model = model
+        self.correction = Correction()
 
 
 def fit(samples: Sequence[Sample]) -> LatencyModel:
     """Least squares on relative errors with non-negative coefficients.
 
-    Mixed steps carry max(t0p, t0d), which is not linear: which of the two it is is guessed, fitted and guessed again
-    until the guess holds (it does within a few rounds, there being one bit to guess).
+    Mixed steps carry max(t0p, t0d), which is not linear: both cases are fitted, and the one that explains the samples
+    better is taken. (A fit may well agree with the case that it assumed and be the wrong one.)
 
     Raises:
         ValueError: fewer than two samples, or a time that is not positive.
@@ -177,13 +225,8 @@ def fit(samples: Sequence[Sample]) -> LatencyModel:
         raise ValueError(f"a latency fit needs at least two samples, not {len(samples)}")
     if any(not (math.isfinite(actual_s) and actual_s > 0) for _, actual_s in samples):
         raise ValueError("a latency fit needs positive step times")
-    decode_dominates = True
-    for _ in range(4):
-        model = _fit_given(samples, decode_dominates)
-        if (model.decode_base_s >= model.prefill_base_s) == decode_dominates:
-            break
-        decode_dominates = not decode_dominates
-    return model
+    models = [_fit_given(samples, decode_dominates) for decode_dominates in (True, False)]
+    return min(models, key=lambda model: sum((model.step_s(shape) / actual_s - 1) ** 2 for shape, actual_s in samples))
 
 
 def _fit_given(samples: Sequence[Sample], decode_dominates: bool) -> LatencyModel:

@@ -224,9 +224,9 @@ class StepScheduler:
                 finished.append(ended)
         return finished
 
-    def observe(self, shape: StepShape, duration_s: float) -> None:
-        """Learn how long a step really took."""
-        self.latency.observe(shape, duration_s)
+    def observe(self, shape: StepShape, duration_s: float) -> bool:
+        """Learn how long a step really took; returns whether the latency model is another one now."""
+        return self.latency.observe(shape, duration_s)
 
     # -- decodes
 
@@ -239,7 +239,16 @@ class StepScheduler:
 
     def _least_important(self) -> Sequence:
         holders = [sequence for sequence in self._sequences.values() if sequence.blocks]
-        return max(holders, key=_expendability)
+        return max(holders, key=self._expendability)
+
+    def _expendability(self, sequence: Sequence) -> tuple[int, float, float, int]:
+        """Whose blocks are taken first: the lowest priority, and in it the most slack (prefills have no token due yet).
+
+        First come, first served looks at neither.
+        """
+        if self.rules.order == "fcfs":
+            return (0, 0.0, sequence.arrived_s, sequence.id)
+        return (-sequence.priority, sequence.due_s(), sequence.arrived_s, sequence.id)
 
     def _preempt(self, sequence: Sequence, plan: StepPlan) -> None:
         self.pool.release(sequence.blocks)
@@ -259,15 +268,19 @@ class StepScheduler:
         seqs, context = len(plan.decodes), sum(len(chunk.sequence.tokens) for chunk in plan.decodes)
         room_s = self._room_s(now, seqs, context) if rules.sizing == "slack" else math.inf
         tokens_left = rules.prefill_tokens_max
-        held = len(self._running) + sum(1 for s in self._waiting if s.blocks)
+        walk = list(self._walk(now, seqs, context))
+        behind = [sequence for sequence, _ in walk if sequence.blocks]
+        held = len(self._running) + len(behind)
         floor = rules.floor
-        for sequence, most in self._walk(now, seqs, context):
+        for sequence, most in walk:
+            if sequence in behind:
+                behind.remove(sequence)
             if held >= self.seqs_max and not sequence.blocks:
                 continue
             if not self._begin(sequence, plan):
                 continue
             fits = tokens_left if room_s == math.inf else model.chunk_tokens(room_s, sequence.computed)
-            tokens = self._allot(sequence, min(most, tokens_left, sequence.left, max(fits, floor)), plan)
+            tokens = self._allot(sequence, min(most, tokens_left, sequence.left, max(fits, floor)), behind, plan)
             if tokens == 0:
                 self._unbegin(sequence)
                 break
@@ -311,7 +324,7 @@ class StepScheduler:
             (lost if self._is_lost(sequence, now, stretch) else feasible).append(sequence)
         starved = min(lost, key=lambda s: (s.deadline_s, s.id), default=None)
         if starved is not None and now > starved.deadline_s + self.rules.starvation_s:
-            yield starved, self.rules.floor
+            yield starved, self.rules.floor if feasible else everything
             lost.remove(starved)
         for sequence in feasible:
             yield sequence, everything
@@ -361,13 +374,16 @@ class StepScheduler:
             sequence.blocks = []
             sequence.computed = sequence.published = 0
 
-    def _allot(self, sequence: Sequence, tokens: int, plan: StepPlan) -> int:
-        """Blocks for the next `tokens` tokens, or for as many as can be had; returns how many tokens that is."""
+    def _allot(self, sequence: Sequence, tokens: int, behind: list[Sequence], plan: StepPlan) -> int:
+        """Blocks for the next `tokens` tokens, or for as many as can be had; returns how many tokens that is.
+
+        `behind` are the unfinished prefills whose turn in this step comes later.
+        """
         while tokens > 0:
             if self._missing_blocks(sequence, sequence.computed + tokens) <= self.pool.blocks_free:
                 self._grow(sequence, sequence.computed + tokens)
                 return tokens
-            victim = self._outranked(sequence, plan)
+            victim = self._outranked(sequence, behind)
             if victim is None:
                 room = (len(sequence.blocks) + self.pool.blocks_free) * self.pool.block_tokens
                 tokens = min(tokens, room - sequence.computed)
@@ -375,17 +391,16 @@ class StepScheduler:
                 self._preempt(victim, plan)
         return 0
 
-    def _outranked(self, sequence: Sequence, plan: StepPlan) -> Sequence | None:
-        """Someone whose blocks this sequence may take: anything of lower priority, or a prefill behind it in order."""
-        planned = {chunk.sequence.id for chunk in plan.prefills}
-        candidates = [
-            other
-            for other in self._sequences.values()
-            if other.blocks
-            and other.id not in planned
-            and (other.priority < sequence.priority or (other.id not in self._running and other.key > sequence.key))
-        ]
-        return max(candidates, key=_expendability, default=None)
+    def _outranked(self, sequence: Sequence, behind: list[Sequence]) -> Sequence | None:
+        """Someone whose blocks this sequence may take: a prefill behind it, or a decode of lower priority.
+
+        Whoever is first in this step's order can take from all other prefills, so that two of them never hold the
+        last blocks against each other.
+        """
+        candidates = [other for other in behind if other.blocks]
+        if self.rules.order == "slack":
+            candidates += [other for other in self._running.values() if other.priority < sequence.priority]
+        return max(candidates, key=self._expendability, default=None)
 
     def _schedule(self, sequence: Sequence, tokens: int, plan: StepPlan) -> None:
         if not sequence.has_started:
@@ -475,8 +490,3 @@ class StepScheduler:
 
 def _key(sequence: Sequence) -> tuple[float, float, float, int]:
     return sequence.key
-
-
-def _expendability(sequence: Sequence) -> tuple[int, float, float, int]:
-    """Whose blocks are taken first: the lowest priority, and in it the most slack (prefills have no token due yet)."""
-    return (-sequence.priority, sequence.due_s(), sequence.arrived_s, sequence.id)

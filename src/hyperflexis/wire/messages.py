@@ -9,6 +9,7 @@ Requests are numbers here; the OpenAI id that a client sees belongs to the gatew
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
 
 import msgspec
@@ -118,6 +119,8 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag=0):
     seqs_max: int
     latency: dict[str, float]
     """Fields of `core.latency.LatencyModel`."""
+    samples: Sequence[tuple[tuple[int, int, int, int], float]]
+    """The steps it was fitted to: (prefill tokens, prefill pairs, decode seqs, context tokens), seconds."""
     device: str
     startup_s: dict[str, float] = {}
     """Seconds by phase of the start."""
@@ -151,6 +154,8 @@ class StepReport(msgspec.Struct, frozen=True, array_like=True, tag=1):
     """By request, once, with its first token: positions 1 to the end of the prompt."""
     errors: dict[int, str] = {}
     """By request, for those finished as FAILED."""
+    latency: dict[str, float] | None = None
+    """A new fit of the latency model, now and then."""
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag=2):

@@ -1,0 +1,1 @@
+"""One package or file per kind of engine, all behind the contract of `contract`."""

@@ -1,0 +1,35 @@
+"""`python -m hyperflexis.adapters.native DESCRIPTOR PARENT_PID`: become a zygote. Started by `host`, not by people."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+
+from hyperflexis.adapters.native.lineage import die_with_parent
+from hyperflexis.adapters.native.messages import Warm
+
+
+def main() -> None:
+    """Serve the control socket until the parent closes it."""
+    started_s = time.monotonic()
+    control = socket.socket(fileno=int(sys.argv[1]))
+    die_with_parent(int(sys.argv[2]))
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    # The terminal's Ctrl-C is for the parent; it drains first.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Asking the driver's management library whether there is a GPU does not initialise CUDA in this process.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    # Only now, so that a parent's death during this long import is noticed.
+    from hyperflexis.adapters.native.zygote import Zygote
+
+    zygote = Zygote(control)
+    zygote.say(Warm(time.monotonic() - started_s))
+    zygote.serve()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""The shared memory that a model's weights lie in: one anonymous file, written once, then sealed and mapped by all.
+
+It has no name, so nothing is left behind however its processes end. Knows bytes, not weights.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+
+
+class ArenaMemory:
+    """Made before the fork that fills it; instances forked later map it without copying."""
+
+    def __init__(self) -> None:
+        self._fd = os.memfd_create("hyperflexis-weights", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+
+    @property
+    def size_bytes(self) -> int:
+        return os.fstat(self._fd).st_size
+
+    def resize(self, size_bytes: int) -> None:
+        os.ftruncate(self._fd, size_bytes)
+
+    def map_for_writing(self) -> mmap.mmap:
+        return mmap.mmap(self._fd, self.size_bytes)
+
+    def seal(self) -> None:
+        """Nobody can write or resize it any more; every mapping for writing must be gone."""
+        fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+
+    def map_for_reading(self) -> mmap.mmap:
+        """Pages are shared by all processes that map it."""
+        return mmap.mmap(self._fd, self.size_bytes, prot=mmap.PROT_READ)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def available_bytes() -> int | None:
+    """Memory that could be taken without swapping, as far as the kernel says; None where it does not."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as meminfo:
+            fields = dict(line.split(":", 1) for line in meminfo)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None

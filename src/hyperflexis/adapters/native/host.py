@@ -1,0 +1,223 @@
+"""The gateway process's side of the native engine: a handle on the zygote, and one adapter per instance.
+
+Imports no torch. All methods belong to one event loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from typing import cast
+
+from hyperflexis.adapters.contract import Listener
+from hyperflexis.adapters.native.lineage import exit_in_words
+from hyperflexis.adapters.native.messages import (
+    DATAGRAM_BYTES_MAX,
+    Exited,
+    Fork,
+    Forked,
+    Load,
+    Loaded,
+    LoadFailed,
+    ToZygote,
+    Warm,
+    decode_from_zygote,
+    encode,
+)
+from hyperflexis.wire.framing import Frames, WireError, frame
+from hyperflexis.wire.messages import Configure, Failed, FromInstance, Ready, Shutdown, StepReport, Submit, Work
+
+log = logging.getLogger(__name__)
+
+
+class StartError(Exception):
+    """The engine cannot start; the message and the hint are for an operator."""
+
+    def __init__(self, reason: str, hint: str = "") -> None:
+        super().__init__(reason)
+        self.hint = hint
+
+
+class ZygoteHost:
+    """One zygote process, from its start to its end."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._loaded: asyncio.Future[Loaded] = self._loop.create_future()
+        self._exits: dict[int, Callable[[int], None]] = {}
+        """By instance: whom to tell of its end."""
+        self.pids: dict[int, int] = {}
+        """By instance, while it lives."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        self._control = ours
+        with theirs:
+            command = [sys.executable, "-m", "hyperflexis.adapters.native", str(theirs.fileno()), str(os.getpid())]
+            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        self._loop.add_reader(ours.fileno(), self._hear)
+
+    async def load(self, order: Load) -> Loaded:
+        """Read the model into shared memory.
+
+        Raises:
+            StartError: it cannot be loaded, or the zygote died.
+        """
+        self._say(order)
+        return await self._loaded
+
+    def fork(self, order: Fork, listener: Listener) -> NativeAdapter:
+        """Start an instance; it is heard of through the listener."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        ours.setblocking(False)
+        adapter = NativeAdapter(ours, listener, self._loop)
+        self._exits[order.instance_id] = adapter.on_exit
+        with theirs:
+            self._say(order, theirs)
+        return adapter
+
+    async def close(self) -> None:
+        """End the zygote, and with it what still runs of its instances."""
+        if self._control.fileno() >= 0:
+            self._loop.remove_reader(self._control.fileno())
+            self._control.close()
+        # It leaves when its socket closes, unless it is in the middle of something.
+        self._process.terminate()
+        await self._loop.run_in_executor(None, self._process.wait)
+
+    def _say(self, message: ToZygote, sock: socket.socket | None = None) -> None:
+        try:
+            socket.send_fds(self._control, [encode(message)], [sock.fileno()] if sock else [])
+        except OSError as error:
+            log.warning("the zygote cannot be reached: %s", error)
+
+    def _hear(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while data := self._control.recv(DATAGRAM_BYTES_MAX):
+                self._take(data)
+            self._on_death()
+
+    def _take(self, data: bytes) -> None:
+        message = decode_from_zygote(data)
+        if isinstance(message, Warm):
+            log.debug("the zygote is warm after %.2f s", message.import_s)
+        elif isinstance(message, Loaded):
+            self._loaded.set_result(message)
+        elif isinstance(message, LoadFailed):
+            self._loaded.set_exception(StartError(message.reason, message.hint))
+        elif isinstance(message, Forked):
+            self.pids[message.instance_id] = message.pid
+        elif isinstance(message, Exited):
+            self.pids.pop(message.instance_id, None)
+            self._exits.pop(message.instance_id)(message.status)
+
+    def _on_death(self) -> None:
+        """The zygote has died, which its instances do not survive."""
+        self._loop.remove_reader(self._control.fileno())
+        self._control.close()
+        if not self._loaded.done():
+            self._loaded.set_exception(StartError("the engine's process died while it started"))
+        exits, self._exits = self._exits, {}
+        self.pids.clear()
+        for on_exit in exits.values():
+            on_exit(-9)
+
+
+class NativeAdapter(asyncio.Protocol):
+    """One native instance: its socket, and the work that waits to be sent with the next message."""
+
+    def __init__(self, sock: socket.socket, listener: Listener, loop: asyncio.AbstractEventLoop) -> None:
+        self._listener: Listener | None = listener
+        self._loop = loop
+        self._frames: Frames[FromInstance] = Frames(FromInstance)
+        self._submits: list[Submit] = []
+        self._cancels: list[int] = []
+        self._flush_handle: asyncio.Handle | None = None
+        self._transport: asyncio.Transport | None = None
+        self._last_words = ""
+        self._unsent: list[bytes] = []
+        self._connecting = loop.create_task(self._connect(sock))
+
+    async def _connect(self, sock: socket.socket) -> None:
+        await self._loop.create_unix_connection(lambda: self, sock=sock)
+
+    # -- the contract
+
+    def submit(self, submit: Submit) -> None:
+        self._submits.append(submit)
+        self._flush_soon()
+
+    def cancel(self, request_id: int) -> None:
+        self._cancels.append(request_id)
+        self._flush_soon()
+
+    def configure(self, rules: Mapping[str, str | int | float]) -> None:
+        self._send(frame(Configure(dict(rules))))
+
+    def close(self) -> None:
+        self._listener = None
+        self._send(frame(Shutdown()))
+        if self._transport is not None:
+            self._transport.close()
+
+    def _flush_soon(self) -> None:
+        if self._flush_handle is None:
+            self._flush_handle = self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_handle = None
+        work = Work(self._submits, self._cancels)
+        self._submits, self._cancels = [], []
+        self._send(frame(work))
+
+    def _send(self, data: bytes) -> None:
+        if self._transport is None:
+            self._unsent.append(data)
+        elif not self._transport.is_closing():
+            self._transport.write(data)
+
+    # -- asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance, only by behaviour
+        self._transport.writelines(self._unsent)
+        self._unsent = []
+        if self._listener is None:
+            self._transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for message in self._frames.feed(data):
+                self._take(message)
+        except WireError as error:
+            self._lose(f"it sent garbage: {error}")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        # Its exit status says more and comes soon after; but a process that closed its socket yet lives is lost too.
+        self._loop.call_later(1.0, self._lose, self._last_words or "it closed its socket")
+
+    def on_exit(self, status: int) -> None:
+        """The process has ended."""
+        self._lose(self._last_words or exit_in_words(status))
+
+    def _take(self, message: FromInstance) -> None:
+        if self._listener is None:
+            return
+        if isinstance(message, StepReport):
+            self._listener.on_report(message)
+        elif isinstance(message, Ready):
+            self._listener.on_ready(message)
+        elif isinstance(message, Failed):
+            self._last_words = message.reason
+
+    def _lose(self, why: str) -> None:
+        listener, self._listener = self._listener, None
+        if self._transport is not None:
+            self._transport.close()
+        if listener is not None:
+            listener.on_lost(why)

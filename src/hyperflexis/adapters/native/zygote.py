@@ -1,0 +1,105 @@
+"""A process that has imported everything an instance needs and then only forks: an instance starts in milliseconds.
+
+Rules that keep a fork safe: one thread, no event loop, no computing with tensors, no accelerator touched; whatever
+needs those happens in children. It dies with its parent, and its children with it, whatever kills the parent.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import socket
+from typing import NoReturn
+
+from hyperflexis.adapters.native import instance, loading
+from hyperflexis.adapters.native.lineage import die_with_parent
+from hyperflexis.adapters.native.messages import (
+    DATAGRAM_BYTES_MAX,
+    Exited,
+    Fork,
+    Forked,
+    FromZygote,
+    Load,
+    LoadFailed,
+    decode_to_zygote,
+    encode,
+)
+
+
+class Zygote:
+    """Answers `Load` and `Fork` on its control socket and tells of every instance that ends."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._model: loading.Model | None = None
+        self._children: dict[int, tuple[int, int]] = {}
+        """By the descriptor that becomes readable when it ends: (pid, instance id)."""
+        self._poll = select.poll()
+        self._poll.register(control, select.POLLIN)
+
+    def say(self, message: FromZygote) -> None:
+        self._control.send(encode(message))
+
+    def serve(self) -> None:
+        """Return when the parent has closed the socket."""
+        # What is alive now is shared with every child; a collection that wrote to it would copy its pages.
+        gc.collect()
+        gc.freeze()
+        while True:
+            for descriptor, _ in self._poll.poll():
+                if descriptor in self._children:
+                    self._reap(descriptor)
+                elif not self._take():
+                    return
+
+    def _take(self) -> bool:
+        data, descriptors, _, _ = socket.recv_fds(self._control, DATAGRAM_BYTES_MAX, 1)
+        if not data:
+            return False
+        message = decode_to_zygote(data)
+        if isinstance(message, Load):
+            self._load(message)
+        else:
+            self._fork(message, socket.socket(fileno=descriptors[0]))
+        return True
+
+    def _load(self, order: Load) -> None:
+        outcome = loading.load(order)
+        if isinstance(outcome, LoadFailed):
+            self.say(outcome)
+            return
+        self._model, loaded = outcome
+        self.say(loaded)
+
+    def _fork(self, order: Fork, sock: socket.socket) -> None:
+        assert self._model is not None, "an instance was asked for before a model"
+        own_pid = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            self._become_instance(order, sock, own_pid)
+        sock.close()
+        descriptor = os.pidfd_open(pid)
+        self._children[descriptor] = (pid, order.instance_id)
+        self._poll.register(descriptor, select.POLLIN)
+        self.say(Forked(order.instance_id, pid))
+
+    def _become_instance(self, order: Fork, sock: socket.socket, parent_pid: int) -> NoReturn:
+        assert self._model is not None
+        status = 1
+        try:
+            die_with_parent(parent_pid)
+            self._control.close()
+            for descriptor in self._children:
+                os.close(descriptor)
+            status = instance.run(sock, order, self._model)
+        finally:
+            # Not sys.exit: what the parent registered to run at its own exit is none of the child's business.
+            os._exit(status)
+
+    def _reap(self, descriptor: int) -> None:
+        pid, instance_id = self._children.pop(descriptor)
+        self._poll.unregister(descriptor)
+        os.close(descriptor)
+        _, status = os.waitpid(pid, 0)
+        self.say(Exited(instance_id, os.waitstatus_to_exitcode(status)))

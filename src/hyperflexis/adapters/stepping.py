@@ -1,0 +1,112 @@
+"""The part of an instance that is the same whatever computes its tokens: messages in, step plans out, reports back.
+
+Turns `Submit`s into sequences of the core's step scheduler (durations become instants of the local clock), and a plan
+with its sampled tokens into a `StepReport`. Both the native engine and the modelled one step through this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from hyperflexis.core.slo import Slo
+from hyperflexis.core.step import Sequence, StepPlan, StepRules, StepScheduler
+from hyperflexis.wire.messages import FinishReason, StepReport, Submit, TokenLogprobs
+
+
+def step_rules(fields: Mapping[str, Any]) -> StepRules:
+    """Rules from a message.
+
+    Raises:
+        ValueError: a field is unknown or its value impossible.
+    """
+    try:
+        return StepRules(**fields)
+    except TypeError as error:
+        raise ValueError(f"unknown step rule: {error}") from error
+
+
+def sequence_of(submit: Submit, now: float) -> Sequence:
+    """The scheduler's view of a request; `now` is the local clock."""
+    age_s = submit.first_token_age_s
+    return Sequence(
+        id=submit.request,
+        tokens=submit.prompt + submit.emitted,
+        prompt_tokens=len(submit.prompt),
+        max_tokens=submit.max_tokens,
+        slo=Slo(submit.ttft_s, submit.tpot_s, submit.e2e_s),
+        arrived_s=now - submit.waited_s,
+        priority=submit.priority,
+        stop_ids=frozenset(submit.sampling.stop_ids),
+        first_token_s=None if age_s is None else now - age_s,
+        reuses_prefix=not submit.sampling.prompt_logprobs,
+    )
+
+
+@dataclass(slots=True)
+class StepOutcome:
+    """What computing a plan gave, all by sequence id. A sampling sequence is in `sampled` or in `errors`."""
+
+    sampled: dict[int, int]
+    duration_s: float
+    errors: dict[int, str] = field(default_factory=dict)
+    logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
+    prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
+
+
+class Stepping:
+    """The scheduler of one instance, spoken to in messages."""
+
+    def __init__(self, scheduler: StepScheduler) -> None:
+        self.scheduler = scheduler
+        self._refused: dict[int, str] = {}
+
+    def submit(self, submit: Submit, now: float) -> bool:
+        """Take a request; False (and a line in the next report) if it can never run here."""
+        try:
+            self.scheduler.add(sequence_of(submit, now))
+        except ValueError as error:
+            self._refused[submit.request] = str(error)
+            return False
+        return True
+
+    def has_news(self) -> bool:
+        """Whether a report is due although no step ran."""
+        return bool(self._refused)
+
+    def report(self, plan: StepPlan, outcome: StepOutcome, now: float) -> tuple[StepReport, list[int]]:
+        """Commit a step and say what it did; also the ids of all sequences that were here and ended with it."""
+        shape = plan.shape
+        sampled, logprobs = outcome.sampled, outcome.logprobs
+        failed = {**self._refused, **outcome.errors}
+        self._refused = {}
+        finished = self.scheduler.commit(plan, sampled, now)
+        for sequence_id in outcome.errors:
+            self.scheduler.cancel(sequence_id)
+        refitted = bool(plan.chunks) and self.scheduler.observe(shape, outcome.duration_s)
+        reasons = [FinishReason.STOP if end.by_stop else FinishReason.LENGTH for end in finished]
+        ended = [end.sequence_id for end in finished]
+        report = StepReport(
+            duration_s=outcome.duration_s,
+            prefill_tokens=shape.prefill_tokens,
+            prefill_pairs=shape.prefill_pairs,
+            decode_seqs=shape.decode_seqs,
+            context_tokens=shape.context_tokens,
+            requests=list(sampled),
+            tokens=list(sampled.values()),
+            finished=[*ended, *failed],
+            reasons=[*map(int, reasons), *(int(FinishReason.FAILED) for _ in failed)],
+            started=[sequence_id for sequence_id, _ in plan.started],
+            cached_tokens=[cached for _, cached in plan.started],
+            preempted=plan.preempted,
+            waiting_seqs=self.scheduler.waiting_seqs,
+            waiting_tokens=self.scheduler.waiting_tokens,
+            running_seqs=self.scheduler.running_seqs,
+            blocks_free=self.scheduler.pool.blocks_free,
+            logprobs={i: logprobs[seq] for i, seq in enumerate(sampled) if seq in logprobs} if logprobs else {},
+            prompt_logprobs=outcome.prompt_logprobs,
+            errors=failed,
+            latency=asdict(self.scheduler.latency.model) if refitted else None,
+        )
+        return report, [*ended, *outcome.errors]

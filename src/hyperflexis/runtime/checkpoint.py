@@ -1,0 +1,51 @@
+"""Where a model's files are: a directory, or what the Hugging Face hub sends when asked for an id.
+
+Fetches only what serving reads. Knows nothing of what is in the files.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "LICENSE*"]
+
+
+class CheckpointUnavailableError(Exception):
+    """A hub id cannot be turned into files; the message and the hint are for an operator."""
+
+    def __init__(self, reason: str, hint: str) -> None:
+        super().__init__(reason)
+        self.hint = hint
+
+
+def fetch(hub_id: str) -> Path:
+    """Download a model, with a progress bar, or find it in the cache; returns its directory.
+
+    Raises:
+        CheckpointUnavailableError: there is no such model, no right to it, or no way to the hub.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=PATTERNS))
+    except GatedRepoError as error:
+        raise CheckpointUnavailableError(
+            f"{hub_id} is gated", "accept its terms on the hub, then set HF_TOKEN to a token of that account"
+        ) from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise CheckpointUnavailableError(
+            f"there is no model {hub_id!r} on the hub, or it is private",
+            "give a directory or an id such as 'owner/name'; for a private model set HF_TOKEN",
+        ) from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        raise CheckpointUnavailableError(
+            f"the hub cannot be reached, and {hub_id!r} is not in the local cache",
+            "download the model's directory on a machine that is online and give its path: hyperflexis serve ./DIR",
+        ) from error

@@ -1,0 +1,290 @@
+"""The live driver: a clock, instances and clients on one side, the control plane on the other.
+
+Stays dumb. It turns what happens into events, performs commands in order, and holds what the core must not know: the
+tokens. Because it holds prompt and emitted tokens of every live request, a lost instance costs its clients time and
+nothing else: the core dispatches again, the new instance is told what was emitted, and the stream goes on.
+
+Everything runs on the event loop's thread; nothing here blocks or awaits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+
+from hyperflexis.core.commands import Cancel, Command, Conclude, Dispatch, Hold, Launch, Reject, Why
+from hyperflexis.core.control import ControlPlane
+from hyperflexis.core.events import (
+    Event,
+    InstanceLost,
+    InstanceReady,
+    InstanceReported,
+    RequestArrived,
+    RequestCancelled,
+    RequestFinished,
+    TokensEmitted,
+    Wakeup,
+)
+from hyperflexis.core.instance import Capacity
+from hyperflexis.core.latency import LatencyModel, StepShape
+from hyperflexis.core.prefix import block_hashes
+from hyperflexis.core.slo import Slo
+from hyperflexis.runtime.registry import InstanceStatus, Launcher, Member, status_of
+from hyperflexis.runtime.streams import End, EndReason, Sink, Stream
+from hyperflexis.wire.messages import FinishReason, GenerateRequest, Ready, StepReport
+
+log = logging.getLogger(__name__)
+
+_END_REASONS: dict[FinishReason, EndReason] = {
+    FinishReason.STOP: "stop",
+    FinishReason.LENGTH: "length",
+    FinishReason.FAILED: "failed",
+}
+
+
+class Driver:
+    """Runs one control plane in real (or, under a virtual loop, simulated) time."""
+
+    def __init__(
+        self,
+        control: ControlPlane,
+        launcher: Launcher,
+        block_tokens: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`clock` gives seconds; under a virtual loop it is that loop's. (uvloop's own clock counts milliseconds.)"""
+        self._control = control
+        self._launcher = launcher
+        self._block_tokens = block_tokens
+        self._loop = asyncio.get_running_loop()
+        self._clock = clock
+        self._streams: dict[int, Stream] = {}
+        self._members: dict[int, Member] = {}
+        self._next_request_id = 0
+        self._wakeup_s: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
+        self._changed = asyncio.Event()
+        self._performers: dict[type, Callable[..., None]] = {
+            Dispatch: self._dispatch,
+            Hold: self._hold,
+            Reject: self._reject,
+            Cancel: self._cancel,
+            Conclude: self._conclude,
+            Launch: self._launch,
+        }
+
+    def start(self) -> None:
+        """Begin: the control plane launches what the fleet lacks."""
+        self._feed(Wakeup())
+
+    def close(self) -> None:
+        """End every instance at once. Streams that still live hear that they failed."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for member in self._members.values():
+            member.adapter.close()
+        self._members.clear()
+        streams, self._streams = self._streams, {}
+        for stream in streams.values():
+            stream.sink.on_end(End("failed", message="the server is shutting down", status=503))
+
+    # -- for clients
+
+    def submit(self, request: GenerateRequest, sink: Sink) -> int:
+        """Begin a request; returns a ticket. The sink hears nothing before this returns."""
+        request_id = self._next_request_id
+        self._next_request_id += 1
+        self._streams[request_id] = Stream(request, sink, arrived_s=self._clock())
+        self._loop.call_soon(self._arrive, request_id)
+        return request_id
+
+    def cancel(self, ticket: int) -> None:
+        """Stop the work within one step. Unknown or ended tickets are ignored."""
+        stream = self._streams.get(ticket)
+        if stream is not None:
+            stream.ended_as = "cancelled"
+            self._feed(RequestCancelled(ticket))
+
+    def instances(self) -> list[InstanceStatus]:
+        return [status_of(f"i{instance_id}", member) for instance_id, member in self._members.items()]
+
+    def is_ready(self) -> bool:
+        """Whether at least one instance takes requests."""
+        return not self._closed and self.ready_instances > 0
+
+    @property
+    def ready_instances(self) -> int:
+        return sum(member.ready is not None for member in self._members.values())
+
+    @property
+    def live_requests(self) -> int:
+        return len(self._streams)
+
+    async def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Return when `condition` holds; it is looked at whenever an instance or request comes or goes."""
+        while not condition():
+            self._changed.clear()
+            await self._changed.wait()
+
+    def has_given_up(self) -> bool:
+        """Whether no instance runs and none will be tried any more."""
+        return not self._control.is_startable() and not self._members
+
+    def _arrive(self, request_id: int) -> None:
+        stream = self._streams.get(request_id)
+        if stream is None:
+            return
+        if stream.ended_as == "cancelled":
+            self._end(request_id, End("cancelled"))
+            return
+        request = stream.request
+        reuses_prefix = not request.sampling.prompt_logprobs
+        hashes = block_hashes(request.prompt, self._block_tokens) if reuses_prefix else []
+        self._feed(
+            RequestArrived(
+                request_id=request_id,
+                prompt_tokens=len(request.prompt),
+                max_tokens=request.max_tokens,
+                slo=Slo(request.ttft_s, request.tpot_s, request.e2e_s),
+                priority=request.priority,
+                service_class=request.service_class,
+                block_hashes=tuple(hashes),
+            )
+        )
+
+    # -- from instances
+
+    def _on_ready(self, instance_id: int, ready: Ready) -> None:
+        member = self._members[instance_id]
+        member.ready = ready
+        member.adapter.configure(asdict(self._control.policy.rules))
+        capacity = Capacity(ready.blocks, ready.block_tokens, ready.seqs_max)
+        log.info("i%d is ready on %s: %d KV blocks", instance_id, ready.device, ready.blocks)
+        self._feed(InstanceReady(instance_id, capacity, LatencyModel(**ready.latency)))
+        self._changed.set()
+
+    def _on_report(self, instance_id: int, report: StepReport) -> None:
+        self._members[instance_id].report = report
+        shape = StepShape(report.prefill_tokens, report.prefill_pairs, report.decode_seqs, report.context_tokens)
+        latency = LatencyModel(**report.latency) if report.latency else None
+        self._feed(InstanceReported(instance_id, shape, report.duration_s, report.started, report.preempted, latency))
+        # The core counts a token before its client sees it, because a client may cancel on seeing it (a stop string).
+        self._feed(TokensEmitted(instance_id, report.requests))
+        self._hand_out(report)
+        for request_id, reason in zip(report.finished, report.reasons, strict=True):
+            self._feed(RequestFinished(instance_id, request_id, failed=reason == FinishReason.FAILED))
+
+    def _hand_out(self, report: StepReport) -> None:
+        """Give each stream its tokens and remember how those that end have ended."""
+        streams, logprobs = self._streams, report.logprobs
+        for request_id, cached in zip(report.started, report.cached_tokens, strict=True):
+            if (stream := streams.get(request_id)) and stream.first_token_s is None:
+                stream.cached_tokens = cached
+        for request_id, prompt_logprobs in report.prompt_logprobs.items():
+            if (stream := streams.get(request_id)) and not stream.emitted:
+                stream.sink.on_prompt_logprobs(prompt_logprobs)
+        for index, (request_id, token) in enumerate(zip(report.requests, report.tokens, strict=True)):
+            stream = streams.get(request_id)
+            if stream is None or stream.ended_as == "cancelled":
+                continue
+            if stream.first_token_s is None:
+                stream.first_token_s = self._clock()
+            stream.emitted.append(token)
+            stream.sink.on_tokens((token,), (logprobs[index],) if index in logprobs else None)
+        for request_id, reason in zip(report.finished, report.reasons, strict=True):
+            if (stream := streams.get(request_id)) and stream.ended_as != "cancelled":
+                stream.ended_as = _END_REASONS[FinishReason(reason)]
+                stream.error = report.errors.get(request_id, "")
+
+    def _on_lost(self, instance_id: int, why: str) -> None:
+        del self._members[instance_id]
+        log.warning("i%d is lost: %s", instance_id, why)
+        self._feed(InstanceLost(instance_id, why))
+        self._changed.set()
+
+    # -- the core, and what it decides
+
+    def _feed(self, event: Event) -> None:
+        if self._closed:
+            return
+        self._perform(self._control.handle(event, self._clock()))
+        self._rearm()
+
+    def _perform(self, commands: Iterable[Command]) -> None:
+        for command in commands:
+            self._performers[type(command)](command)
+
+    def _rearm(self) -> None:
+        wakeup_s = self._control.next_wakeup()
+        if wakeup_s == self._wakeup_s:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._wakeup_s = wakeup_s
+        delay_s = None if wakeup_s is None else max(0.0, wakeup_s - self._clock())
+        self._timer = None if delay_s is None else self._loop.call_later(delay_s, self._wake)
+
+    def _wake(self) -> None:
+        self._timer = self._wakeup_s = None
+        self._feed(Wakeup())
+
+    def _dispatch(self, command: Dispatch) -> None:
+        stream = self._streams[command.request_id]
+        adapter = self._members[command.instance_id].adapter
+        adapter.submit(stream.submission(command.request_id, self._clock()))
+
+    def _hold(self, command: Hold) -> None:
+        log.debug("request %d is held: %s", command.request_id, command.reason)
+
+    def _reject(self, command: Reject) -> None:
+        status = 429 if command.reason.why is Why.QUEUE_FULL else 503
+        end = End("rejected", None, str(command.reason), status, command.retry_after_s)
+        self._end(command.request_id, end)
+
+    def _cancel(self, command: Cancel) -> None:
+        member = self._members.get(command.instance_id)
+        if member is not None:
+            member.adapter.cancel(command.request_id)
+
+    def _conclude(self, command: Conclude) -> None:
+        stream = self._streams[command.request_id]
+        status = 500 if stream.ended_as == "failed" else 200
+        self._end(
+            command.request_id,
+            End(stream.ended_as, command.verdict, stream.error, status, cached_tokens=stream.cached_tokens),
+        )
+
+    def _end(self, request_id: int, end: End) -> None:
+        self._streams.pop(request_id).sink.on_end(end)
+        self._changed.set()
+
+    def _launch(self, command: Launch) -> None:
+        log.info("i%d is launched: %s", command.instance_id, command.reason)
+        listener = _InstanceListener(self, command.instance_id)
+        adapter = self._launcher.launch(command.instance_id, command.role, listener)
+        self._members[command.instance_id] = Member(adapter, command.role)
+
+
+class _InstanceListener:
+    """Adds to what an adapter says which instance said it."""
+
+    def __init__(self, driver: Driver, instance_id: int) -> None:
+        self._driver = driver
+        self._instance_id = instance_id
+
+    def on_ready(self, ready: Ready) -> None:
+        if not self._driver._closed:
+            self._driver._on_ready(self._instance_id, ready)
+
+    def on_report(self, report: StepReport) -> None:
+        if not self._driver._closed:
+            self._driver._on_report(self._instance_id, report)
+
+    def on_lost(self, why: str) -> None:
+        if not self._driver._closed:
+            self._driver._on_lost(self._instance_id, why)

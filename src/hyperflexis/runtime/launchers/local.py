@@ -1,0 +1,112 @@
+"""Instances of the native engine as processes of this machine, forked from one zygote that holds one model.
+
+A dead instance is heard of by the control plane, which decides what to do; this launcher only starts what it is asked
+for. Accelerators are taken in turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hyperflexis.adapters.contract import Adapter, Listener
+from hyperflexis.adapters.native.host import ZygoteHost
+from hyperflexis.adapters.native.messages import Fork, Load, Loaded
+from hyperflexis.core.instance import Role
+from hyperflexis.wire.messages import Ready, StepReport
+
+
+@dataclass(frozen=True, slots=True)
+class LocalSpec:
+    """What every instance of this launcher is like."""
+
+    directory: str
+    """Absolute, or relative to where this process started."""
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int = 1
+    block_tokens: int = 16
+    kv_bytes: int | None = None
+    """Of KV cache per instance; None: as much as suits the device."""
+    seqs_max: int = 256
+    instances: int = 1
+    """How many are expected, for the check of memory."""
+
+
+class LocalLauncher:
+    """Make with `start`; it owns the zygote."""
+
+    def __init__(self, zygote: ZygoteHost, spec: LocalSpec, loaded: Loaded) -> None:
+        self._zygote = zygote
+        self._spec = spec
+        self.loaded = loaded
+        self._samples: Sequence[tuple[tuple[int, int, int, int], float]] = ()
+
+    @classmethod
+    async def start(cls, spec: LocalSpec) -> LocalLauncher:
+        """Start a zygote and load the model.
+
+        Raises:
+            StartError: the model cannot be loaded; says why and what may help.
+        """
+        zygote = ZygoteHost()
+        try:
+            order = Load(
+                directory=spec.directory,
+                device=spec.device,
+                dtype=spec.dtype,
+                block_tokens=spec.block_tokens,
+                kv_bytes=spec.kv_bytes,
+                instances=spec.instances,
+            )
+            return cls(zygote, spec, await zygote.load(order))
+        except BaseException:
+            await zygote.close()
+            raise
+
+    def launch(self, instance_id: int, role: Role, listener: Listener) -> Adapter:
+        """Fork an instance. All of this release are mixed, so the role changes nothing here."""
+        order = Fork(
+            instance_id=instance_id,
+            device=self._device(instance_id),
+            threads=self._spec.threads,
+            block_tokens=self._spec.block_tokens,
+            blocks=self.loaded.blocks,
+            seqs_max=self._spec.seqs_max,
+            samples=self._samples,
+        )
+        return self._zygote.fork(order, _Remembering(self, listener))
+
+    async def close(self) -> None:
+        await self._zygote.close()
+
+    @property
+    def pids(self) -> dict[int, int]:
+        """Process ids of living instances."""
+        return dict(self._zygote.pids)
+
+    def remember(self, ready: Ready) -> None:
+        """Siblings compute the same model on the same kind of device: what one measured, the next need not."""
+        self._samples = self._samples or ready.samples
+
+    def _device(self, instance_id: int) -> str:
+        count = self.loaded.device_count
+        return f"{self.loaded.device}:{instance_id % count}" if count > 1 else self.loaded.device
+
+
+class _Remembering:
+    """Lets the launcher see what an instance measured, and passes everything on."""
+
+    def __init__(self, launcher: LocalLauncher, listener: Listener) -> None:
+        self._launcher = launcher
+        self._listener = listener
+
+    def on_ready(self, ready: Ready) -> None:
+        self._launcher.remember(ready)
+        self._listener.on_ready(ready)
+
+    def on_report(self, report: StepReport) -> None:
+        self._listener.on_report(report)
+
+    def on_lost(self, why: str) -> None:
+        self._listener.on_lost(why)

@@ -1,0 +1,58 @@
+"""The instances that exist now: their adapters, what they said when they became ready, and their last report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from hyperflexis.adapters.contract import Adapter, Listener
+from hyperflexis.core.instance import Role
+from hyperflexis.wire.messages import Ready, StepReport
+
+
+class Launcher(Protocol):
+    """Makes instances somewhere."""
+
+    def launch(self, instance_id: int, role: Role, listener: Listener) -> Adapter:
+        """Begin to start an instance. Success and failure are heard of through the listener."""
+
+
+@dataclass(slots=True)
+class Member:
+    """One instance."""
+
+    adapter: Adapter
+    role: Role
+    ready: Ready | None = None
+    report: StepReport | None = None
+
+    @property
+    def state(self) -> str:
+        return "starting" if self.ready is None else "ready"
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceStatus:
+    """One instance as operators see it."""
+
+    name: str
+    state: str
+    role: str
+    waiting_seqs: int
+    running_seqs: int
+    blocks: int
+    blocks_free: int
+
+
+def status_of(name: str, member: Member) -> InstanceStatus:
+    ready, report = member.ready, member.report
+    blocks = ready.blocks if ready else 0
+    return InstanceStatus(
+        name=name,
+        state=member.state,
+        role=member.role.value,
+        waiting_seqs=report.waiting_seqs if report else 0,
+        running_seqs=report.running_seqs if report else 0,
+        blocks=blocks,
+        blocks_free=report.blocks_free if report else blocks,
+    )
