@@ -71,6 +71,11 @@ class Stepping:
             return False
         return True
 
+    def refuse(self, request_id: int, why: str) -> None:
+        """Take back a request that was submitted since the last step; the next report says that it failed."""
+        self.scheduler.cancel(request_id)
+        self._refused[request_id] = why
+
     def has_news(self) -> bool:
         """Whether a report is due although no step ran."""
         return bool(self._refused)

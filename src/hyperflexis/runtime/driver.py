@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable
 from dataclasses import asdict
 
 from hyperflexis.core.commands import Cancel, Command, Conclude, Dispatch, Hold, Launch, Reject, Why
@@ -43,6 +44,7 @@ _END_REASONS: dict[FinishReason, EndReason] = {
     FinishReason.LENGTH: "length",
     FinishReason.FAILED: "failed",
 }
+_SHUT_DOWN = End("failed", message="the server is shutting down", status=503)
 
 
 class Driver:
@@ -67,6 +69,8 @@ class Driver:
         self._wakeup_s: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
+        self._commands: deque[Command] = deque()
+        self._is_performing = False
         self._changed = asyncio.Event()
         self._performers: dict[type, Callable[..., None]] = {
             Dispatch: self._dispatch,
@@ -89,9 +93,9 @@ class Driver:
         for member in self._members.values():
             member.adapter.close()
         self._members.clear()
-        streams, self._streams = self._streams, {}
-        for stream in streams.values():
-            stream.sink.on_end(End("failed", message="the server is shutting down", status=503))
+        self._commands.clear()
+        for request_id in list(self._streams):
+            self._end(request_id, _SHUT_DOWN)
 
     # -- for clients
 
@@ -99,8 +103,9 @@ class Driver:
         """Begin a request; returns a ticket. The sink hears nothing before this returns."""
         request_id = self._next_request_id
         self._next_request_id += 1
+        arrival = self._arrival(request_id, request)
         self._streams[request_id] = Stream(request, sink, arrived_s=self._clock())
-        self._loop.call_soon(self._arrive, request_id)
+        self._loop.call_soon(self._arrive, arrival)
         return request_id
 
     def cancel(self, ticket: int) -> None:
@@ -135,27 +140,29 @@ class Driver:
         """Whether no instance runs and none will be tried any more."""
         return not self._control.is_startable() and not self._members
 
-    def _arrive(self, request_id: int) -> None:
-        stream = self._streams.get(request_id)
-        if stream is None:
-            return
-        if stream.ended_as == "cancelled":
-            self._end(request_id, End("cancelled"))
-            return
-        request = stream.request
+    def _arrival(self, request_id: int, request: GenerateRequest) -> RequestArrived:
         reuses_prefix = not request.sampling.prompt_logprobs
         hashes = block_hashes(request.prompt, self._block_tokens) if reuses_prefix else []
-        self._feed(
-            RequestArrived(
-                request_id=request_id,
-                prompt_tokens=len(request.prompt),
-                max_tokens=request.max_tokens,
-                slo=Slo(request.ttft_s, request.tpot_s, request.e2e_s),
-                priority=request.priority,
-                service_class=request.service_class,
-                block_hashes=tuple(hashes),
-            )
+        return RequestArrived(
+            request_id=request_id,
+            prompt_tokens=len(request.prompt),
+            max_tokens=request.max_tokens,
+            slo=Slo(request.ttft_s, request.tpot_s, request.e2e_s),
+            priority=request.priority,
+            service_class=request.service_class,
+            block_hashes=tuple(hashes),
         )
+
+    def _arrive(self, arrival: RequestArrived) -> None:
+        stream = self._streams.get(arrival.request_id)
+        if stream is None:
+            return
+        if self._closed:
+            self._end(arrival.request_id, _SHUT_DOWN)
+        elif stream.ended_as == "cancelled":
+            self._end(arrival.request_id, End("cancelled"))
+        else:
+            self._feed(arrival)
 
     # -- from instances
 
@@ -187,7 +194,7 @@ class Driver:
                 stream.cached_tokens = cached
         for request_id, prompt_logprobs in report.prompt_logprobs.items():
             if (stream := streams.get(request_id)) and not stream.emitted:
-                stream.sink.on_prompt_logprobs(prompt_logprobs)
+                self._tell(request_id, stream.sink.on_prompt_logprobs, prompt_logprobs)
         for index, (request_id, token) in enumerate(zip(report.requests, report.tokens, strict=True)):
             stream = streams.get(request_id)
             if stream is None or stream.ended_as == "cancelled":
@@ -195,14 +202,14 @@ class Driver:
             if stream.first_token_s is None:
                 stream.first_token_s = self._clock()
             stream.emitted.append(token)
-            stream.sink.on_tokens((token,), (logprobs[index],) if index in logprobs else None)
+            self._tell(request_id, stream.sink.on_tokens, (token,), (logprobs[index],) if index in logprobs else None)
         for request_id, reason in zip(report.finished, report.reasons, strict=True):
             if (stream := streams.get(request_id)) and stream.ended_as != "cancelled":
                 stream.ended_as = _END_REASONS[FinishReason(reason)]
                 stream.error = report.errors.get(request_id, "")
 
     def _on_lost(self, instance_id: int, why: str) -> None:
-        del self._members[instance_id]
+        self._members.pop(instance_id, None)
         log.warning("i%d is lost: %s", instance_id, why)
         self._feed(InstanceLost(instance_id, why))
         self._changed.set()
@@ -212,16 +219,24 @@ class Driver:
     def _feed(self, event: Event) -> None:
         if self._closed:
             return
-        self._perform(self._control.handle(event, self._clock()))
-        self._rearm()
+        self._commands.extend(self._control.handle(event, self._clock()))
+        # A sink that hears of an end may cancel another request, of which commands wait: each in its turn.
+        if not self._is_performing:
+            self._perform()
+            self._rearm()
 
-    def _perform(self, commands: Iterable[Command]) -> None:
-        for command in commands:
-            self._performers[type(command)](command)
+    def _perform(self) -> None:
+        self._is_performing = True
+        try:
+            while self._commands:
+                command = self._commands.popleft()
+                self._performers[type(command)](command)
+        finally:
+            self._is_performing = False
 
     def _rearm(self) -> None:
         wakeup_s = self._control.next_wakeup()
-        if wakeup_s == self._wakeup_s:
+        if self._closed or wakeup_s == self._wakeup_s:
             return
         if self._timer is not None:
             self._timer.cancel()
@@ -260,13 +275,24 @@ class Driver:
         )
 
     def _end(self, request_id: int, end: End) -> None:
-        self._streams.pop(request_id).sink.on_end(end)
+        self._tell(request_id, self._streams.pop(request_id).sink.on_end, end)
         self._changed.set()
+
+    def _tell(self, request_id: int, hear: Callable[..., None], *news: object) -> None:
+        try:
+            hear(*news)
+        except Exception:  # Whatever is wrong with one client must not reach the streams of the others.
+            log.exception("the client of request %d fails on its news; the request is cancelled", request_id)
+            self.cancel(request_id)
 
     def _launch(self, command: Launch) -> None:
         log.info("i%d is launched: %s", command.instance_id, command.reason)
         listener = _InstanceListener(self, command.instance_id)
-        adapter = self._launcher.launch(command.instance_id, command.role, listener)
+        try:
+            adapter = self._launcher.launch(command.instance_id, command.role, listener)
+        except OSError as error:
+            self._loop.call_soon(listener.on_lost, f"it cannot be launched: {error}")
+            return
         self._members[command.instance_id] = Member(adapter, command.role)
 
 

@@ -32,7 +32,8 @@ class ArenaMemory:
 
     def map_for_reading(self) -> mmap.mmap:
         """Pages are shared by all processes that map it."""
-        return mmap.mmap(self._fd, self.size_bytes, prot=mmap.PROT_READ)
+        # Private, for before Linux 6.7 a sealed file cannot be mapped as shared; pages never written are shared anyway.
+        return mmap.mmap(self._fd, self.size_bytes, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
 
     def close(self) -> None:
         os.close(self._fd)

@@ -6,14 +6,16 @@ Imports no torch. All methods belong to one event loop's thread.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import cast
+
+import msgspec
 
 from hyperflexis.adapters.contract import Listener
 from hyperflexis.adapters.native.lineage import exit_in_words
@@ -35,6 +37,9 @@ from hyperflexis.wire.messages import Configure, Failed, FromInstance, Ready, Sh
 
 log = logging.getLogger(__name__)
 
+_PARTING_S = 1.0
+"""The most between the end of an instance's socket and that of its process."""
+
 
 class StartError(Exception):
     """The engine cannot start; the message and the hint are for an operator."""
@@ -50,10 +55,9 @@ class ZygoteHost:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._loaded: asyncio.Future[Loaded] = self._loop.create_future()
-        self._exits: dict[int, Callable[[int], None]] = {}
-        """By instance: whom to tell of its end."""
-        self.pids: dict[int, int] = {}
-        """By instance, while it lives."""
+        self._forks = 0
+        self._children: dict[int, tuple[int, NativeAdapter]] = {}
+        """By number of the fork, while it lives: instance id and adapter."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         self._control = ours
@@ -71,14 +75,20 @@ class ZygoteHost:
         self._say(order)
         return await self._loaded
 
+    @property
+    def pids(self) -> dict[int, int]:
+        """Process ids by instance, of those that live."""
+        return {instance_id: adapter.pid for instance_id, adapter in self._children.values() if adapter.pid}
+
     def fork(self, order: Fork, listener: Listener) -> NativeAdapter:
         """Start an instance; it is heard of through the listener."""
+        self._forks += 1
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         ours.setblocking(False)
         adapter = NativeAdapter(ours, listener, self._loop)
-        self._exits[order.instance_id] = adapter.on_exit
+        self._children[self._forks] = (order.instance_id, adapter)
         with theirs:
-            self._say(order, theirs)
+            self._say(msgspec.structs.replace(order, number=self._forks), theirs)
         return adapter
 
     async def close(self) -> None:
@@ -86,8 +96,8 @@ class ZygoteHost:
         if self._control.fileno() >= 0:
             self._loop.remove_reader(self._control.fileno())
             self._control.close()
-        # It leaves when its socket closes, unless it is in the middle of something.
-        self._process.terminate()
+        # It leaves when its socket closes, unless it is in the middle of something, or stopped. It has nothing to tidy.
+        self._process.kill()
         await self._loop.run_in_executor(None, self._process.wait)
 
     def _say(self, message: ToZygote, sock: socket.socket | None = None) -> None:
@@ -97,10 +107,14 @@ class ZygoteHost:
             log.warning("the zygote cannot be reached: %s", error)
 
     def _hear(self) -> None:
-        with contextlib.suppress(BlockingIOError):
+        try:
             while data := self._control.recv(DATAGRAM_BYTES_MAX):
                 self._take(data)
-            self._on_death()
+        except BlockingIOError:
+            return
+        except ConnectionError:
+            log.debug("the zygote died with orders unread")
+        self._on_death()
 
     def _take(self, data: bytes) -> None:
         message = decode_from_zygote(data)
@@ -111,10 +125,9 @@ class ZygoteHost:
         elif isinstance(message, LoadFailed):
             self._loaded.set_exception(StartError(message.reason, message.hint))
         elif isinstance(message, Forked):
-            self.pids[message.instance_id] = message.pid
+            self._children[message.number][1].pid = message.pid
         elif isinstance(message, Exited):
-            self.pids.pop(message.instance_id, None)
-            self._exits.pop(message.instance_id)(message.status)
+            self._children.pop(message.number)[1].on_exit(message.status)
 
     def _on_death(self) -> None:
         """The zygote has died, which its instances do not survive."""
@@ -122,16 +135,17 @@ class ZygoteHost:
         self._control.close()
         if not self._loaded.done():
             self._loaded.set_exception(StartError("the engine's process died while it started"))
-        exits, self._exits = self._exits, {}
-        self.pids.clear()
-        for on_exit in exits.values():
-            on_exit(-9)
+        children, self._children = self._children, {}
+        for _, adapter in children.values():
+            adapter.on_exit(-signal.SIGKILL)
 
 
 class NativeAdapter(asyncio.Protocol):
     """One native instance: its socket, and the work that waits to be sent with the next message."""
 
     def __init__(self, sock: socket.socket, listener: Listener, loop: asyncio.AbstractEventLoop) -> None:
+        self.pid = 0
+        """0 until it is known."""
         self._listener: Listener | None = listener
         self._loop = loop
         self._frames: Frames[FromInstance] = Frames(FromInstance)
@@ -140,6 +154,8 @@ class NativeAdapter(asyncio.Protocol):
         self._flush_handle: asyncio.Handle | None = None
         self._transport: asyncio.Transport | None = None
         self._last_words = ""
+        self._exit_words = ""
+        self._is_disconnected = False
         self._unsent: list[bytes] = []
         self._connecting = loop.create_task(self._connect(sock))
 
@@ -195,15 +211,24 @@ class NativeAdapter(asyncio.Protocol):
             for message in self._frames.feed(data):
                 self._take(message)
         except WireError as error:
-            self._lose(f"it sent garbage: {error}")
+            self._last_words = f"it sent garbage: {error}"
+            self._lose()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        # Its exit status says more and comes soon after; but a process that closed its socket yet lives is lost too.
-        self._loop.call_later(1.0, self._lose, self._last_words or "it closed its socket")
+        self._is_disconnected = True
+        self._lose_when_over()
 
     def on_exit(self, status: int) -> None:
-        """The process has ended."""
-        self._lose(self._last_words or exit_in_words(status))
+        """The process has ended; what it said last may not have been read yet."""
+        self._exit_words = exit_in_words(status)
+        self._lose_when_over()
+
+    def _lose_when_over(self) -> None:
+        """Lost when both process and socket have ended; if the other does not follow, it is lost all the same."""
+        if self._exit_words and self._is_disconnected:
+            self._lose()
+        else:
+            self._loop.call_later(_PARTING_S, self._lose)
 
     def _take(self, message: FromInstance) -> None:
         if self._listener is None:
@@ -215,9 +240,9 @@ class NativeAdapter(asyncio.Protocol):
         elif isinstance(message, Failed):
             self._last_words = message.reason
 
-    def _lose(self, why: str) -> None:
+    def _lose(self) -> None:
         listener, self._listener = self._listener, None
         if self._transport is not None:
             self._transport.close()
         if listener is not None:
-            listener.on_lost(why)
+            listener.on_lost(self._last_words or self._exit_words or "it closed its socket")

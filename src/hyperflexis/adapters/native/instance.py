@@ -24,6 +24,7 @@ from hyperflexis.core.blocks import BlockPool
 from hyperflexis.core.latency import OnlineLatency, StepHistory, StepShape, fit
 from hyperflexis.core.step import Chunk, StepPlan, StepScheduler
 from hyperflexis.engine.batch import SequenceSlice
+from hyperflexis.engine.errors import EngineError
 from hyperflexis.engine.runner import Runner
 from hyperflexis.wire.framing import BlockingChannel
 from hyperflexis.wire.messages import Configure, Failed, Ready, Shutdown, Submit, ToInstance, Work
@@ -137,7 +138,10 @@ class Instance:
 
     def _submit(self, submit: Submit) -> None:
         if self._stepping.submit(submit, time.monotonic()):
-            self._runner.open(submit.request, submit.sampling, submit.prompt, submit.emitted)
+            try:
+                self._runner.open(submit.request, submit.sampling, submit.prompt, submit.emitted)
+            except EngineError as error:
+                self._stepping.refuse(submit.request, str(error))
 
     def _step(self, plan: StepPlan) -> None:
         started_s = time.monotonic()

@@ -6,10 +6,12 @@ and where an accelerator is asked for (asking may initialise it, which no proces
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 
@@ -21,6 +23,8 @@ from hyperflexis.engine.config import ModelConfig
 from hyperflexis.engine.errors import EngineError
 from hyperflexis.engine.kv import KvPool
 from hyperflexis.engine.weights import load_checkpoint
+
+log = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -79,10 +83,7 @@ def _in_child(work: Callable[[], Loaded | LoadFailed]) -> Loaded | LoadFailed:
     parent_pid = os.getpid()
     pid = os.fork()
     if pid == 0:
-        die_with_parent(parent_pid)
-        with os.fdopen(writer, "wb") as pipe:
-            pipe.write(encode(work()))
-        os._exit(0)
+        _answer(work, writer, parent_pid)
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
         answer = pipe.read()
@@ -93,6 +94,20 @@ def _in_child(work: Callable[[], Loaded | LoadFailed]) -> Loaded | LoadFailed:
     message = decode_from_zygote(answer)
     assert isinstance(message, Loaded | LoadFailed)
     return message
+
+
+def _answer(work: Callable[[], Loaded | LoadFailed], writer: int, parent_pid: int) -> NoReturn:
+    """The child's whole life; it never returns into what the zygote was doing."""
+    status = 1
+    try:
+        die_with_parent(parent_pid)
+        with os.fdopen(writer, "wb") as pipe:
+            pipe.write(encode(work()))
+        status = 0
+    except Exception:  # The last supervisor of this process: whatever it is, say it and end.
+        log.exception("loading fails")
+    finally:
+        os._exit(status)
 
 
 def _fill(request: Load, memory: ArenaMemory) -> Loaded | LoadFailed:

@@ -49,17 +49,19 @@ class Fork(msgspec.Struct, frozen=True, tag="fork"):
     block_tokens: int
     blocks: int
     seqs_max: int
+    number: int = 0
+    """Of this fork among all of this zygote; the host sets it."""
     samples: Sequence[tuple[tuple[int, int, int, int], float]] = ()
     """What a sibling measured of its steps; none: measure."""
 
 
 class Forked(msgspec.Struct, frozen=True, tag="forked"):
-    instance_id: int
+    number: int
     pid: int
 
 
 class Exited(msgspec.Struct, frozen=True, tag="exited"):
-    instance_id: int
+    number: int
     status: int
     """As `os.waitstatus_to_exitcode` gives it: negative is a signal."""
 

@@ -7,6 +7,7 @@ needs those happens in children. It dies with its parent, and its children with 
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import select
 import socket
@@ -26,6 +27,8 @@ from hyperflexis.adapters.native.messages import (
     encode,
 )
 
+log = logging.getLogger(__name__)
+
 
 class Zygote:
     """Answers `Load` and `Fork` on its control socket and tells of every instance that ends."""
@@ -34,7 +37,7 @@ class Zygote:
         self._control = control
         self._model: loading.Model | None = None
         self._children: dict[int, tuple[int, int]] = {}
-        """By the descriptor that becomes readable when it ends: (pid, instance id)."""
+        """By the descriptor that becomes readable when it ends: (pid, number of the fork)."""
         self._poll = select.poll()
         self._poll.register(control, select.POLLIN)
 
@@ -75,14 +78,20 @@ class Zygote:
     def _fork(self, order: Fork, sock: socket.socket) -> None:
         assert self._model is not None, "an instance was asked for before a model"
         own_pid = os.getpid()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            log.warning("i%d cannot be forked: %s", order.instance_id, error)
+            sock.close()
+            self.say(Exited(order.instance_id, 1))
+            return
         if pid == 0:
             self._become_instance(order, sock, own_pid)
         sock.close()
         descriptor = os.pidfd_open(pid)
-        self._children[descriptor] = (pid, order.instance_id)
+        self._children[descriptor] = (pid, order.number)
         self._poll.register(descriptor, select.POLLIN)
-        self.say(Forked(order.instance_id, pid))
+        self.say(Forked(order.number, pid))
 
     def _become_instance(self, order: Fork, sock: socket.socket, parent_pid: int) -> NoReturn:
         assert self._model is not None
@@ -98,8 +107,8 @@ class Zygote:
             os._exit(status)
 
     def _reap(self, descriptor: int) -> None:
-        pid, instance_id = self._children.pop(descriptor)
+        pid, number = self._children.pop(descriptor)
         self._poll.unregister(descriptor)
         os.close(descriptor)
         _, status = os.waitpid(pid, 0)
-        self.say(Exited(instance_id, os.waitstatus_to_exitcode(status)))
+        self.say(Exited(number, os.waitstatus_to_exitcode(status)))

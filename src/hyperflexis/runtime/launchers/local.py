@@ -83,7 +83,7 @@ class LocalLauncher:
     @property
     def pids(self) -> dict[int, int]:
         """Process ids of living instances."""
-        return dict(self._zygote.pids)
+        return self._zygote.pids
 
     def remember(self, ready: Ready) -> None:
         """Siblings compute the same model on the same kind of device: what one measured, the next need not."""

@@ -1,0 +1,125 @@
+"""Seconds from the command to readiness, from an order to a first token, and memory per instance.
+
+    python benchmarks/startup.py --json startup.json
+
+`serve`: the installed command with two instances of the demo model, from its start until /ready shows both. `instance`:
+one more instance of a running fleet, from the order to the first token it computed, forked from the warm zygote. Memory
+is what the kernel counts as private to an instance's process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+import record
+from hyperflexis.core.instance import Role
+from hyperflexis.runtime.launchers.local import LocalLauncher, LocalSpec
+from hyperflexis.wire.messages import Ready, Sampling, StepReport, Submit
+
+MODEL = record.REPOSITORY / "src" / "hyperflexis" / "demo_model"
+COMMAND = Path(sys.executable).with_name("hyperflexis")
+LIMITS = {"serve_ready_s": 5.0, "instance_first_token_s": 0.5, "private_mb": 100.0}
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def serve_ready_s() -> float:
+    port = free_port()
+    begin_s = time.perf_counter()
+    process = subprocess.Popen([COMMAND, "serve", "--port", str(port)], stderr=subprocess.DEVNULL)
+    try:
+        while True:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=5) as answer:
+                    instances = answer.read().count(b'"state":"ready"')
+                    if instances == 2:
+                        return time.perf_counter() - begin_s
+            except (urllib.error.URLError, ConnectionError):
+                pass
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait()
+
+
+class FirstToken:
+    """Listens to one instance: asks for a token as soon as it is ready."""
+
+    def __init__(self) -> None:
+        self.seen: asyncio.Future[dict[str, float]] = asyncio.get_running_loop().create_future()
+        self.begin_s = time.perf_counter()
+        self.phases: dict[str, float] = {}
+
+    def on_ready(self, ready: Ready) -> None:
+        self.phases = {"ready": time.perf_counter() - self.begin_s, **ready.startup_s}
+        self.adapter.submit(Submit(1, list(range(10, 42)), [], 1, Sampling(temperature=0.0)))
+
+    def on_report(self, report: StepReport) -> None:
+        self.seen.set_result({"first_token": time.perf_counter() - self.begin_s, **self.phases})
+
+    def on_lost(self, why: str) -> None:
+        self.seen.set_exception(RuntimeError(why))
+
+
+async def instances(count: int) -> list[dict[str, float]]:
+    """Start instances one after another in one fleet; the first one also calibrates."""
+    launcher = await LocalLauncher.start(LocalSpec(str(MODEL), device="cpu", instances=count))
+    results, adapters = [], []
+    for number in range(count):
+        listener = FirstToken()
+        listener.adapter = launcher.launch(number, Role.MIXED, listener)
+        adapters.append(listener.adapter)
+        results.append({**await listener.seen, "private_mb": private_mb(launcher.pids[number])})
+    for adapter in adapters:
+        adapter.close()
+    await launcher.close()
+    return results
+
+
+def private_mb(pid: int) -> float:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
+
+
+def main() -> int:
+    words = record.parser(__doc__)
+    words.add_argument("--rounds", type=int, default=5)
+    options = words.parse_args()
+    serves = [serve_ready_s() for _ in range(options.rounds)]
+    first, *others = uvloop.run(instances(1 + options.rounds))
+    table: dict[str, Any] = {
+        "serve_ready_s": record.spread(serves),
+        "first_instance": first,
+        "instance_first_token_s": record.spread([other["first_token"] for other in others]),
+        "instance_ready_s": record.spread([other["ready"] for other in others]),
+        "private_mb": record.spread([other["private_mb"] for other in others]),
+        "instances": others,
+    }
+    missed = [name for name, limit in LIMITS.items() if table[name]["median"] > limit]
+    for name, limit in LIMITS.items():
+        row = table[name]
+        print(f"{name:24} median {row['median']:.3f}  {row['min']:.3f} to {row['max']:.3f}  limit {limit}")
+    report = {"machine": record.machine("torch", "hyperflexis"), "table": table, "limits": LIMITS, "missed": missed}
+    record.write(options.json, report)
+    print("missed: " + ", ".join(missed) if missed else "all limits kept")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
