@@ -21,6 +21,7 @@ class Why(Enum):
     INSTANCE_LOST = "its instance died"
     LOST_TOO_OFTEN = "every instance that had it died"
     START_FAILS = "instances keep failing to start"
+    FAILED = "its instance could not compute it"
     ENDED = "the last token is out"
 
 

@@ -50,7 +50,7 @@ class FixedFleet:
     launch_attempts_max: int = 5
     """Consecutive failures to start after which no more are tried."""
     launch_backoff_s: float = 1.0
-    """Pause after the first failure; doubles with each further one."""
+    """Pause after the first failure, which doubles with each further one; and after a death sooner than this."""
 
 
 class ControlPlane:
@@ -178,13 +178,13 @@ class ControlPlane:
         if not event.failed:
             self.cluster.observe_length(request)
         del self.cluster.requests[request.id]
-        return [Conclude(request.id, request.verdict(instance.name), Reason(Why.ENDED))]
+        return [Conclude(request.id, request.verdict(instance.name), Reason(Why.FAILED if event.failed else Why.ENDED))]
 
     # -- instances
 
     def _on_ready(self, event: InstanceReady, now: float) -> list[Command]:
         instance = self.cluster.instances[event.instance_id]
-        instance.become_ready(event.capacity, event.latency)
+        instance.become_ready(event.capacity, event.latency, now)
         self._failed_launches = 0
         return self._dispatch_queue(now)
 
@@ -214,16 +214,22 @@ class ControlPlane:
     def _on_lost(self, event: InstanceLost, now: float) -> list[Command]:
         """Forget the instance; what it had is dispatched again, with the tokens that its clients already have."""
         instance = self.cluster.instances.pop(event.instance_id)
-        if instance.state is InstanceState.STARTING:
-            self._failed_launches += 1
-            pause_s = self.fleet.launch_backoff_s * 2 ** (self._failed_launches - 1)
-            self._launch_at_s = now + pause_s
+        self._back_off(instance, now)
         instance.step(InstanceStep.LOSE)
         commands = [self._requeue(r) for r in [*instance.waiting.values(), *instance.decoding.values()]]
         commands += self._launch_missing(now)
         if not self.is_startable() and not self.cluster.instances:
             return [*commands, *self._give_up()]
         return [*commands, *self._dispatch_queue(now)]
+
+    def _back_off(self, instance: Instance, now: float) -> None:
+        """Pause before the next launch where the last one came to nothing."""
+        if instance.state is not InstanceState.STARTING:
+            if now - instance.ready_s < self.fleet.launch_backoff_s:
+                self._launch_at_s = now + self.fleet.launch_backoff_s
+        elif now >= self._launch_at_s:  # Those that were launched together and fail together count once.
+            self._launch_at_s = now + self.fleet.launch_backoff_s * 2**self._failed_launches
+            self._failed_launches += 1
 
     def _requeue(self, request: Request) -> Command:
         """Back into the queue; unless it was there when several instances died, and may be what kills them."""

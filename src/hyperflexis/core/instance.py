@@ -7,6 +7,7 @@ that came out, requests that ended. Knows nothing of processes, sockets or engin
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 
@@ -90,6 +91,7 @@ class Instance:
         """Sum over `decoding`."""
         self.progress_tokens = 0
         """Prefill tokens already computed of requests that still wait."""
+        self.ready_s = math.inf
         self.dispatches = 0
         self.step_end_s = 0.0
         """When the step that is running now should end."""
@@ -113,8 +115,9 @@ class Instance:
             raise AssertionError(f"instance {self.name} cannot {step.value} while {self.state.value}")
         self.state = target
 
-    def become_ready(self, capacity: Capacity, model: LatencyModel) -> None:
+    def become_ready(self, capacity: Capacity, model: LatencyModel, now: float) -> None:
         self.step(InstanceStep.READY)
+        self.ready_s = now
         self.capacity = capacity
         self.latency = OnlineLatency(model)
         self.resident = PrefixResidency(capacity.blocks)
@@ -123,8 +126,9 @@ class Instance:
 
     def cached_tokens(self, request: Request) -> int:
         """Tokens of a newcomer that its prefill would not compute, given what the prefix cache is believed to hold."""
-        cached = self.resident.longest(request.block_hashes) * self.capacity.block_tokens
-        return min(cached, request.context_tokens - 1)
+        # An instance always computes the last token, for its logits, and with it the block that it stands in.
+        usable = (request.context_tokens - 1) // self.capacity.block_tokens
+        return min(usable, self.resident.longest(request.block_hashes)) * self.capacity.block_tokens
 
     def prefill_work_s(self, request: Request, cached_tokens: int) -> float:
         """Its prefill here, without fixed parts of steps."""
@@ -143,12 +147,14 @@ class Instance:
         del self.waiting[request.id], self.work_s[request.id]
         self.decoding[request.id] = request
         self.context_tokens += request.context_tokens
-        self.progress_tokens = max(0, self.progress_tokens - (request.context_tokens - request.cached_tokens))
+        computed = request.context_tokens - 1 - request.cached_tokens
+        self.progress_tokens = max(0, self.progress_tokens - computed) if self.waiting else 0
 
     def fall_back(self, request: Request) -> None:
         """A decode was preempted and has to be computed again."""
         del self.decoding[request.id]
         self.context_tokens -= request.context_tokens
+        request.cached_tokens = 0
         self.waiting[request.id] = request
         self.work_s[request.id] = self.prefill_work_s(request, 0)
 
@@ -159,6 +165,8 @@ class Instance:
             del self.waiting[request.id], self.work_s[request.id]
         if not self.waiting:
             self.progress_tokens = 0
+        if self.is_empty:
+            self.step_end_s = 0.0
 
     def observe_step(self, shape: StepShape, duration_s: float, now: float) -> None:
         """Learn from a step that ended; the next one is assumed to look like it."""

@@ -6,6 +6,7 @@ and no instance's inside; only how many tokens there are and which of their bloc
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 
@@ -93,8 +94,9 @@ class Request:
 
     @property
     def first_deadline_s(self) -> float:
-        """The instant by which the first token was promised; infinite where nothing was."""
-        return self.arrived_s + self.slo.ttft_s if self.slo.ttft_s is not None else float("inf")
+        """The instant by which the first token (or, failing that, the last) was promised; infinite where none was."""
+        promised = [target for target in (self.slo.ttft_s, self.slo.e2e_s) if target is not None]
+        return self.arrived_s + min(promised, default=math.inf)
 
     @property
     def queue_key(self) -> tuple[int, float, float, int]:

@@ -288,6 +288,8 @@ class StepScheduler:
             room_s -= model.chunk_s(tokens, sequence.computed)
             tokens_left -= tokens
             self._schedule(sequence, tokens, plan)
+            if most > rules.floor and len(walk) > 1:  # Nobody waits for a trickle: that would be as slow as it is.
+                plan.computing.update(sequence.hashes[sequence.published :])
             if most > floor:
                 floor = 0  # Only the first in order has a claim on a floor, besides the starved one's own.
             if tokens_left <= 0 or (room_s <= 0 and not floor):
@@ -407,8 +409,6 @@ class StepScheduler:
             sequence.has_started = True
             plan.started.append((sequence.id, sequence.computed))
         plan.prefills.append(Chunk(sequence, sequence.computed, tokens, tokens == sequence.left))
-        if len(self._waiting) > 1:
-            plan.computing.update(sequence.hashes[sequence.published :])
 
     # -- blocks and ends
 

@@ -50,14 +50,17 @@ class Frames(Generic[T]):
         """
         self._buffer += data
         start = 0
-        while True:
-            end = self._end(start)
-            if end is None or end > len(self._buffer):
-                break
-            body = bytes(self._buffer[start + _LENGTH_BYTES : end])
-            start = end
-            yield self._decode(body)
-        del self._buffer[:start]
+        try:
+            while True:
+                end = self._end(start)
+                if end is None or end > len(self._buffer):
+                    break
+                body = bytes(self._buffer[start + _LENGTH_BYTES : end])
+                start = end
+                yield self._decode(body)
+        finally:
+            # Also where the reader stops in the middle: it must not hear the same message again.
+            del self._buffer[:start]
 
     def _end(self, start: int) -> int | None:
         if len(self._buffer) - start < _LENGTH_BYTES:
@@ -101,6 +104,8 @@ class BlockingChannel(Generic[T]):
         while self._poll.poll(None if timeout_s is None else timeout_s * 1000):
             data = self._sock.recv(self._CHUNK_BYTES)
             if not data:
+                if messages:
+                    break  # The peer's last words; the end is told on the next call.
                 raise EOFError("the peer has closed the stream")
             messages.extend(self._frames.feed(data))
             timeout_s = 0.0

@@ -1,0 +1,504 @@
+"""The control plane under whatever may happen: nobody is lost, nobody is served twice, and everyone hears an end."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from helpers.builders import H100_8B, SIMPLE, arrival, capacity, slo
+from helpers.fleet import STOP, Fleet, Job, World
+from hyperflexis.core.commands import Cancel, Command, Conclude, Dispatch, Hold, Launch, Reject, Why
+from hyperflexis.core.control import DISPATCHES_MAX, ControlPlane, FixedFleet, Policy
+from hyperflexis.core.dispatch import SloDispatcher
+from hyperflexis.core.events import (
+    Event,
+    InstanceLost,
+    InstanceReady,
+    InstanceReported,
+    RequestArrived,
+    RequestCancelled,
+    RequestFinished,
+    TokensEmitted,
+    Wakeup,
+)
+from hyperflexis.core.latency import StepShape
+from hyperflexis.core.slo import Slo
+from hyperflexis.core.step import StepRules
+from hyperflexis.policies import create
+
+CAPACITY = capacity(blocks=100, block_tokens=4, seqs_max=8)
+
+
+def control(instances: int = 1, requests_max: int = 1000, **fleet: float) -> ControlPlane:
+    return ControlPlane(
+        Policy("test", SloDispatcher(), StepRules()),
+        FixedFleet(instances, **fleet),
+        requests_max,
+    )
+
+
+def feed(plane: ControlPlane, *events: Event, now: float = 0.0) -> list[Command]:
+    """Hand in events at one instant; every state in between must be sound."""
+    commands = []
+    for event in events:
+        commands += plane.handle(event, now)
+        plane.check()
+    return commands
+
+
+def ready(instance_id: int) -> InstanceReady:
+    return InstanceReady(instance_id, CAPACITY, SIMPLE)
+
+
+def running(instances: int = 1, **limits: float) -> ControlPlane:
+    """A control plane whose whole fleet is ready."""
+    plane = control(instances, **limits)
+    feed(plane, Wakeup(), *(ready(number) for number in range(instances)))
+    return plane
+
+
+def summary(commands: list[Command]) -> list[tuple[str, int, Why]]:
+    """(kind, id, why): what a command is about, without its numbers."""
+    return [
+        (type(c).__name__, c.instance_id if isinstance(c, Launch) else c.request_id, c.reason.why) for c in commands
+    ]
+
+
+def reported(instance_id: int = 0, started: tuple[int, ...] = (), preempted: tuple[int, ...] = ()) -> InstanceReported:
+    return InstanceReported(instance_id, StepShape(10, 100), 0.02, started, preempted)
+
+
+# Requests.
+
+
+def test_first_wakeup_launches_the_fleet() -> None:
+    plane = control(2)
+    assert summary(feed(plane, Wakeup())) == [("Launch", 0, Why.FLEET_SHORT), ("Launch", 1, Why.FLEET_SHORT)]
+    assert feed(plane, Wakeup()) == []
+    assert plane.next_wakeup() is None
+
+
+def test_request_is_held_until_an_instance_is_ready() -> None:
+    plane = control()
+    feed(plane, Wakeup())
+    assert summary(feed(plane, arrival(5))) == [("Hold", 5, Why.NO_INSTANCE)]
+    assert summary(feed(plane, ready(0))) == [("Dispatch", 5, Why.FEASIBLE)]
+
+
+def test_held_requests_are_dispatched_in_order() -> None:
+    plane = control()
+    feed(plane, Wakeup(), arrival(1), arrival(2, slo=slo(ttft_s=1.0)), arrival(3, priority=1))
+    assert [c.request_id for c in feed(plane, ready(0)) if isinstance(c, Dispatch)] == [3, 2, 1]
+
+
+def test_life_of_a_request() -> None:
+    plane = running()
+    assert summary(feed(plane, arrival(1, max_tokens=3, slo=Slo(1.0, 0.1)))) == [("Dispatch", 1, Why.FEASIBLE)]
+    feed(plane, reported(started=(1,)), TokensEmitted(0, [1]), now=0.5)
+    feed(plane, reported(), TokensEmitted(0, [1, 1]), now=0.6)
+    (end,) = feed(plane, RequestFinished(0, 1), now=0.6)
+    assert isinstance(end, Conclude)
+    assert end.verdict is not None
+    assert end.verdict.attained
+    timeline = end.verdict.timeline
+    assert (timeline.prefill_started_s, timeline.first_token_s, timeline.last_token_s) == (0.48, 0.5, 0.6)
+    assert (timeline.tokens, timeline.predicted_ttft_s, end.verdict.instance) == (3, pytest.approx(0.020), "i0")
+    assert not plane.cluster.requests
+
+
+def test_answers_teach_how_long_answers_are() -> None:
+    plane = running()
+    feed(plane, arrival(1, max_tokens=50), reported(started=(1,)), TokensEmitted(0, [1]), RequestFinished(0, 1))
+    feed(plane, arrival(2, max_tokens=50), reported(started=(2,)), RequestFinished(0, 2, failed=True))
+    feed(plane, arrival(3, max_tokens=50))
+    assert plane.cluster.expected_tokens(plane.cluster.requests[3]) == 1
+
+
+def test_request_too_large_for_every_instance_is_refused() -> None:
+    plane = running()
+    assert summary(feed(plane, arrival(1, prompt_tokens=399, max_tokens=2))) == [("Reject", 1, Why.TOO_LARGE)]
+    assert summary(feed(plane, arrival(2, prompt_tokens=399, max_tokens=1))) == [("Dispatch", 2, Why.FEASIBLE)]
+
+
+def test_too_many_unfinished_requests_are_refused_with_a_hint() -> None:
+    plane = running(requests_max=2)
+    feed(plane, arrival(1), arrival(2))
+    (refusal,) = feed(plane, arrival(3))
+    assert isinstance(refusal, Reject)
+    assert refusal.reason.why is Why.QUEUE_FULL
+    assert refusal.retry_after_s is not None
+    assert refusal.retry_after_s > 0
+    feed(plane, RequestCancelled(1))
+    assert summary(feed(plane, arrival(4))) == [("Dispatch", 4, Why.FEASIBLE)]
+
+
+def test_cancelled_while_held() -> None:
+    plane = control()
+    feed(plane, Wakeup(), arrival(1))
+    assert summary(feed(plane, RequestCancelled(1))) == [("Conclude", 1, Why.CLIENT_LEFT)]
+    assert feed(plane, RequestCancelled(1)) == []
+    assert feed(plane, ready(0)) == []
+
+
+def test_cancelled_while_decoding_stops_the_work_and_says_what_there_was() -> None:
+    plane = running()
+    feed(plane, arrival(1), reported(started=(1,)), TokensEmitted(0, [1]))
+    cancel, end = feed(plane, RequestCancelled(1))
+    assert isinstance(cancel, Cancel)
+    assert isinstance(end, Conclude)
+    assert end.verdict is not None
+    assert (end.verdict.instance, end.verdict.timeline.tokens) == ("i0", 1)
+
+
+def test_late_messages_about_a_cancelled_request_are_ignored() -> None:
+    plane = running()
+    feed(plane, arrival(1), RequestCancelled(1))
+    late = [reported(started=(1,), preempted=(1,)), TokensEmitted(0, [1]), RequestFinished(0, 1)]
+    assert feed(plane, *late) == []
+
+
+def test_late_messages_about_a_moved_request_are_ignored() -> None:
+    plane = running(2)
+    feed(plane, arrival(1), reported(0, started=(1,)), TokensEmitted(0, [1]), InstanceLost(0), now=60.0)
+    assert plane.cluster.requests[1].instance_id == 1
+    late = [reported(2, started=(1,), preempted=(1,)), TokensEmitted(2, [1]), RequestFinished(2, 1)]
+    feed(plane, ready(2), now=60.0)
+    assert feed(plane, *late, now=60.0) == []
+    assert plane.cluster.requests[1].emitted_tokens == 1
+
+
+def test_preempted_request_starts_again_and_keeps_its_first_instants() -> None:
+    plane = running()
+    feed(plane, arrival(1), reported(started=(1,)), TokensEmitted(0, [1]), now=1.0)
+    feed(plane, reported(preempted=(1,)), now=2.0)
+    assert list(plane.cluster.instances[0].waiting) == [1]
+    feed(plane, reported(started=(1,)), TokensEmitted(0, [1]), now=3.0)
+    one = plane.cluster.requests[1]
+    assert (one.emitted_tokens, one.first_token_s, one.prefill_started_s) == (2, 1.0, 0.98)
+
+
+def test_prefill_preempted_before_its_first_token_may_restart_in_the_same_step() -> None:
+    plane = running()
+    feed(plane, arrival(1), reported(started=(1,)), reported(started=(1,), preempted=(1,)), TokensEmitted(0, [1]))
+    assert list(plane.cluster.instances[0].decoding) == [1]
+
+
+def test_request_may_fail_before_it_begins() -> None:
+    plane = running()
+    feed(plane, arrival(1))
+    (end,) = feed(plane, RequestFinished(0, 1, failed=True))
+    assert isinstance(end, Conclude)
+    assert end.verdict is None
+
+
+def test_request_that_arrives_twice_is_our_own_bug() -> None:
+    plane = running()
+    feed(plane, arrival(1))
+    with pytest.raises(AssertionError, match="arrived twice"):
+        feed(plane, arrival(1))
+
+
+# Instances.
+
+
+def test_lost_instance_is_replaced_and_its_requests_go_elsewhere_with_what_they_have() -> None:
+    plane = running(2)
+    feed(plane, arrival(1), reported(0, started=(1,)), TokensEmitted(0, [1]))
+    commands = feed(plane, InstanceLost(0), now=5.0)
+    assert summary(commands) == [
+        ("Hold", 1, Why.INSTANCE_LOST),
+        ("Launch", 2, Why.FLEET_SHORT),
+        ("Dispatch", 1, Why.FEASIBLE),
+    ]
+    one = plane.cluster.requests[1]
+    assert (one.instance_id, one.emitted_tokens, one.dispatches) == (1, 1, 2)
+
+
+def test_last_instance_lost_holds_its_requests_for_the_next() -> None:
+    plane = running()
+    feed(plane, arrival(1), arrival(2))
+    feed(plane, InstanceLost(0), now=60.0)
+    assert [each.id for each in plane.cluster.queue] == [1, 2]
+    assert [c.request_id for c in feed(plane, ready(1)) if isinstance(c, Dispatch)] == [1, 2]
+
+
+def test_request_that_survived_too_many_instances_is_refused() -> None:
+    """It may be what kills them."""
+    plane = running()
+    feed(plane, arrival(1))
+    for number in range(DISPATCHES_MAX - 1):
+        now = 60.0 * (number + 1)
+        assert ("Hold", 1, Why.INSTANCE_LOST) in summary(feed(plane, InstanceLost(number), now=now))
+        feed(plane, ready(number + 1), now=now)
+    last = feed(plane, InstanceLost(DISPATCHES_MAX - 1), now=60.0 * DISPATCHES_MAX)
+    assert ("Reject", 1, Why.LOST_TOO_OFTEN) in summary(last)
+    assert not plane.cluster.requests
+
+
+def test_instance_that_dies_as_soon_as_it_is_ready_is_replaced_after_a_pause() -> None:
+    plane = running()
+    assert feed(plane, InstanceLost(0), now=0.5) == []
+    assert plane.next_wakeup() == 1.5
+    assert summary(feed(plane, Wakeup(), now=1.5)) == [("Launch", 1, Why.FLEET_SHORT)]
+
+
+def test_instances_that_fail_to_start_together_count_as_one_failure() -> None:
+    plane = control(3, launch_attempts_max=2)
+    feed(plane, Wakeup())
+    feed(plane, *(InstanceLost(number) for number in range(3)), now=5.0)
+    assert plane.is_startable()
+    assert len(feed(plane, Wakeup(), now=6.0)) == 3
+    feed(plane, InstanceLost(3), now=7.0)
+    assert not plane.is_startable()
+
+
+def test_launching_backs_off_doubling_and_gives_up() -> None:
+    plane = control(1, launch_attempts_max=4, launch_backoff_s=1.0)
+    feed(plane, Wakeup(), arrival(1))
+    now, pauses = 0.0, []
+    for number in range(3):
+        assert feed(plane, InstanceLost(number), now=now) == []
+        wakeup_s = plane.next_wakeup()
+        assert wakeup_s is not None
+        assert feed(plane, Wakeup(), now=math.nextafter(wakeup_s, 0)) == [], "not before its time"
+        assert summary(feed(plane, Wakeup(), now=wakeup_s)) == [("Launch", number + 1, Why.FLEET_SHORT)]
+        pauses.append(wakeup_s - now)
+        now = wakeup_s
+    assert pauses == [1.0, 2.0, 4.0]
+    assert summary(feed(plane, InstanceLost(3), now=now)) == [("Reject", 1, Why.START_FAILS)]
+    assert not plane.is_startable()
+    assert plane.next_wakeup() is None
+    assert summary(feed(plane, arrival(2), now=now + 1)) == [("Reject", 2, Why.START_FAILS)]
+
+
+def test_success_forgets_failures() -> None:
+    plane = control(1, launch_attempts_max=2)
+    feed(plane, Wakeup(), InstanceLost(0))
+    feed(plane, Wakeup(), ready(1), now=10.0)
+    feed(plane, InstanceLost(1), now=20.0)
+    feed(plane, InstanceLost(2), now=30.0)
+    assert plane.is_startable()
+
+
+def test_giving_up_on_more_instances_keeps_those_that_run() -> None:
+    plane = control(2, launch_attempts_max=1)
+    feed(plane, Wakeup(), ready(0), InstanceLost(1))
+    assert not plane.is_startable()
+    assert summary(feed(plane, arrival(1))) == [("Dispatch", 1, Why.FEASIBLE)]
+
+
+def test_check_finds_work_that_waits_beside_a_ready_instance() -> None:
+    plane = running()
+    feed(plane, arrival(1))
+    one = plane.cluster.requests[1]
+    plane.cluster.instances[0].remove(one)
+    one.state, one.instance_id = type(one.state).QUEUED, None
+    plane.cluster.enqueue(one)
+    with pytest.raises(AssertionError, match="waits although an instance is ready"):
+        plane.check()
+
+
+# Whatever may happen.
+
+SLOS = [Slo(), Slo(0.05, 0.02), Slo(0.5, 0.1), Slo(e2e_s=1.0)]
+
+
+class Anything(RuleBasedStateMachine):
+    """A world of tiny instances in which everything comes at any time: the events of a step after what they are late
+    for, losses in the middle of steps, launches that fail. Instances are real step schedulers.
+    """
+
+    @initialize(
+        instances=st.integers(1, 3),
+        blocks=st.integers(4, 10),
+        policy=st.sampled_from(["hyperflexis", "round_robin"]),
+        requests_max=st.sampled_from([3, 100]),
+        attempts=st.sampled_from([2, 100]),
+    )
+    def start(self, instances: int, blocks: int, policy: str, requests_max: int, attempts: int) -> None:
+        fleet = FixedFleet(instances, launch_attempts_max=attempts)
+        plane = ControlPlane(create(policy, 16), fleet, requests_max)
+        self.world = World(plane, capacity(blocks, 4, 4), SIMPLE, checks=True)
+        self.now = 0.0
+        self.arrived = 0
+        self.jobs: dict[int, Job] = {}
+        self.losses: dict[int, int] = {}
+        self.world.feed(Wakeup(), self.now)
+
+    @property
+    def starting(self) -> list[int]:
+        return [number for number, body in self.world.bodies.items() if body.scheduler is None]
+
+    @property
+    def serving(self) -> list[int]:
+        return [number for number, body in self.world.bodies.items() if body.scheduler is not None]
+
+    @rule(
+        prompt=st.tuples(st.integers(1, 30), st.integers(0, 30)),
+        lengths=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+        slo=st.sampled_from(SLOS),
+        priority=st.integers(0, 1),
+    )
+    def arrive(self, prompt: tuple[int, int], lengths: tuple[int, int], slo: Slo, priority: int) -> None:
+        """A prompt of so many tokens, of which so many are shared; answers as long as asked, and as they really are."""
+        tokens, shared = prompt[0], min(prompt)
+        text = [*range(100, 100 + shared), *(1000 * self.arrived + i for i in range(tokens - shared))]
+        job = Job(self.arrived, text, lengths[0], slo, priority, "chat", lengths[1])
+        self.jobs[job.id] = job
+        self.arrived += 1
+        self.world.arrive(job, self.now)
+
+    @precondition(lambda self: self.world.live)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        self.world.feed(RequestCancelled(data.draw(st.sampled_from(sorted(self.world.live)))), self.now)
+
+    @precondition(lambda self: self.starting)
+    @rule(data=st.data())
+    def become_ready(self, data: st.DataObject) -> None:
+        self.world.become_ready(data.draw(st.sampled_from(self.starting)), self.now)
+        assert not self.world.control.cluster.queue
+
+    @precondition(lambda self: self.serving)
+    @rule(data=st.data())
+    def step(self, data: st.DataObject) -> None:
+        """Begin a step, or end the one that runs; in between, anything may happen."""
+        body = self.world.bodies[data.draw(st.sampled_from(self.serving))]
+        if body.plan is None:
+            body.begin(self.now)
+        else:
+            self.world.end_step(body, SIMPLE.step_s(body.plan.shape), self.now)
+
+    @precondition(lambda self: self.world.bodies)
+    @rule(data=st.data())
+    def lose(self, data: st.DataObject) -> None:
+        number = data.draw(st.sampled_from(sorted(self.world.bodies)))
+        held = self.world.control.cluster.instances[number]
+        for request_id in [*held.waiting, *held.decoding]:
+            self.losses[request_id] = self.losses.get(request_id, 0) + 1
+        self.world.lose(number, self.now)
+
+    @rule(seconds=st.sampled_from([0.01, 0.5, 5.0]))
+    def wait(self, seconds: float) -> None:
+        """Time passes; the driver sleeps until the wakeup that was asked for."""
+        end = self.now + seconds
+        for _ in range(3):
+            wakeup_s = self.world.control.next_wakeup()
+            if wakeup_s is None or wakeup_s > end:
+                break
+            self.now = max(self.now, wakeup_s)
+            self.world.feed(Wakeup(), self.now)
+        else:
+            raise AssertionError("the wakeup stays in the past")
+        self.now = end
+
+    @invariant()
+    def everyone_is_somewhere(self) -> None:
+        if not hasattr(self, "world"):
+            return
+        plane = self.world.control
+        assert {*self.world.live} == {*plane.cluster.requests}
+        assert {*self.world.live, *self.world.ends} == set(range(self.arrived))
+        assert {*self.world.bodies} == {*plane.cluster.instances}
+        for number, live in self.world.live.items():
+            one = plane.cluster.requests[number]
+            assert one.emitted_tokens == len(live.emitted)
+            assert one.first_token_s == live.first_token_s
+            assert one.dispatches <= self.losses.get(number, 0) + 1 <= DISPATCHES_MAX
+        for number, end in self.world.ends.items():
+            if isinstance(end, Reject) and end.reason.why is Why.LOST_TOO_OFTEN:
+                assert self.losses[number] == DISPATCHES_MAX
+
+    def teardown(self) -> None:
+        """Nothing new comes and nothing more fails: all that lives must end, with the very tokens that it should."""
+        if not hasattr(self, "world"):
+            return
+        plane = self.world.control
+        for _ in range(2000):
+            if not self.world.live:
+                break
+            self.wait(20.0)
+            for number in self.starting:
+                self.world.become_ready(number, self.now)
+            for number in self.serving:
+                body = self.world.bodies[number]
+                if body.plan is not None or body.begin(self.now) is not None:
+                    assert body.plan is not None
+                    self.world.end_step(body, SIMPLE.step_s(body.plan.shape), self.now)
+        assert not self.world.live, f"never ended: {plane.cluster.requests!r}"
+        for number, end in self.world.ends.items():
+            if isinstance(end, Conclude) and end.reason.why is Why.ENDED:
+                self.check_answer(number, end)
+
+    def check_answer(self, number: int, end: Conclude) -> None:
+        tokens = self.world.tokens[number]
+        job = self.jobs[number]
+        assert job.answer_tokens is not None
+        assert end.verdict is not None
+        assert end.verdict.timeline.tokens == len(tokens)
+        assert tokens[:-1] == list(range(len(tokens) - 1)), "a token was repeated or is missing"
+        assert len(tokens) == min(job.answer_tokens, job.max_tokens)
+        assert (tokens[-1] == STOP) == (len(tokens) == job.answer_tokens)
+
+
+TestAnything = Anything.TestCase
+TestAnything.settings = settings(max_examples=150, stateful_step_count=40)
+
+
+# Determinism.
+
+JOBS = st.lists(
+    st.tuples(
+        st.floats(0, 0.5),
+        st.integers(1, 60),
+        st.integers(1, 20),
+        st.sampled_from(SLOS),
+        st.integers(0, 1),
+        st.booleans(),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+def journal(
+    jobs: list[tuple[float, int, int, Slo, int, bool]], policy: str, rename: int
+) -> list[tuple[float, type, int, int | None, str]]:
+    """Every command of a run in which one of two instances dies at 0.3 s; ids are stretched by `rename`, in order."""
+    plane = ControlPlane(create(policy, 64), FixedFleet(2))
+    fleet = Fleet(plane, capacity(30, 4, 4), H100_8B, startup_s=0.05, checks=True)
+    for number, (instant_s, prompt, answer, promise, priority, cancels) in enumerate(jobs):
+        request_id = number * rename
+        fleet.arrive_at(instant_s, Job(request_id, range(prompt), answer, promise, priority))
+        if cancels:
+            fleet.at(instant_s + 0.1, lambda i=request_id: fleet.feed(RequestCancelled(i), fleet.now))
+    fleet.at(0.3, lambda: fleet.lose(min(fleet.bodies), fleet.now))
+    fleet.run()
+    assert not fleet.live
+    lines = []
+    for now, command in fleet.journal:
+        request_id = -1 if isinstance(command, Launch) else command.request_id // rename
+        instance_id = None if isinstance(command, Conclude | Reject | Hold) else command.instance_id
+        lines.append((now, type(command), request_id, instance_id, str(command.reason)))
+    return lines
+
+
+@settings(max_examples=60)
+@given(JOBS, st.sampled_from(["hyperflexis", "round_robin"]), st.integers(2, 7))
+def test_same_events_give_the_same_commands_and_ids_are_only_labels(
+    jobs: list[tuple[float, int, int, Slo, int, bool]], policy: str, rename: int
+) -> None:
+    assert journal(jobs, policy, 1) == journal(jobs, policy, 1) == journal(jobs, policy, rename)
+
+
+def test_arrival_event_carries_what_the_request_is() -> None:
+    plane = control()
+    event = RequestArrived(4, 7, 9, Slo(1.0), 2, "chat", (b"x",))
+    feed(plane, Wakeup(), event, now=3.0)
+    one = plane.cluster.requests[4]
+    assert (one.prompt_tokens, one.max_tokens, one.slo, one.priority) == (7, 9, Slo(1.0), 2)
+    assert (one.service_class, one.block_hashes, one.arrived_s) == ("chat", (b"x",), 3.0)

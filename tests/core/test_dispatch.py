@@ -1,0 +1,285 @@
+"""What would become of a request on an instance, whether that keeps every promise, and which instance takes it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helpers.builders import H100_8B, SIMPLE, decode, instance, place, request, slo
+from hyperflexis.core.commands import Why
+from hyperflexis.core.dispatch import Estimate, Placement, SloDispatcher, estimate, is_feasible
+from hyperflexis.core.instance import Instance
+from hyperflexis.core.latency import StepShape
+from hyperflexis.core.prefix import block_hashes
+from hyperflexis.core.request import Request
+from hyperflexis.core.slo import Slo
+
+
+def all_asked(one: Request) -> int:
+    return one.max_tokens
+
+
+def look(one: Request, on: Instance, now: float = 0.0) -> Estimate:
+    return estimate(one, on, all_asked, now)
+
+
+def choose(one: Request, *instances: Instance, now: float = 0.0) -> Placement:
+    return SloDispatcher().choose(one, instances, all_asked, now)
+
+
+# Estimates.
+
+
+def test_idle_instance_is_base_and_own_prefill() -> None:
+    seen = look(request(prompt_tokens=20, max_tokens=5), instance())
+    assert seen.ttft_s == pytest.approx(0.010 + 0.020)
+    assert seen.step_s == seen.peak_step_s == pytest.approx(0.011)
+    assert seen.strictest_pace_s == 0.2
+    assert seen.has_blocks
+
+
+def test_time_since_arrival_counts() -> None:
+    seen = look(request(prompt_tokens=20, arrived_s=1.0), instance(), now=3.0)
+    assert seen.ttft_s == pytest.approx(2.030)
+
+
+def test_rest_of_the_running_step_counts_until_it_is_over() -> None:
+    busy = instance()
+    decode(request(1), busy)
+    busy.observe_step(StepShape(0, 0, 1, 11), 0.011, now=1.0)
+    other = request(2, prompt_tokens=20)
+    rest_s = look(other, busy, now=1.004).ttft_s - look(replace_arrival(other, 1.1), busy, now=1.1).ttft_s
+    assert rest_s == pytest.approx(1.004 + 0.007)
+
+
+def replace_arrival(one: Request, arrived_s: float) -> Request:
+    return request(one.id, one.prompt_tokens, one.max_tokens, arrived_s=arrived_s)
+
+
+def test_decodes_stretch_a_prefill() -> None:
+    """81 tokens fit beside one decode at 97 % of 100 ms, of which .95 is used; every such step pays 11 ms besides."""
+    busy = instance()
+    decode(request(1, slo=slo(tpot_s=0.1)), busy)
+    seen = look(request(2, prompt_tokens=20), busy)
+    assert seen.ttft_s == pytest.approx(0.010 + (0.011 + 0.081) / 0.081 * 0.020)
+    assert seen.strictest_pace_s == 0.1
+
+
+def test_only_work_ahead_in_order_delays() -> None:
+    busy = instance()
+    place(request(1, prompt_tokens=30, slo=slo(ttft_s=1.0)), busy)
+    place(request(2, prompt_tokens=50, slo=slo(ttft_s=9.0)), busy)
+    assert look(request(3, prompt_tokens=20, slo=slo(ttft_s=2.0)), busy).ttft_s == pytest.approx(0.010 + 0.050)
+    assert look(request(3, prompt_tokens=20, slo=slo(ttft_s=0.5)), busy).ttft_s == pytest.approx(0.010 + 0.020)
+    assert look(request(3, prompt_tokens=20), busy).ttft_s == pytest.approx(0.010 + 0.100)
+
+
+def test_prefill_already_computed_no_longer_delays() -> None:
+    busy = instance()
+    place(request(1, prompt_tokens=30, slo=slo(ttft_s=1.0)), busy)
+    busy.observe_step(StepShape(25, 625), 0.035, now=0.0)
+    seen = look(request(2, prompt_tokens=20), busy, now=1.0)
+    assert seen.ttft_s == pytest.approx(1.0 + 0.010 + 0.005 + 0.020)
+
+
+def test_prefix_hit_lowers_predicted_ttft() -> None:
+    warm, cold = instance(0, block_tokens=4), instance(1, block_tokens=4)
+    hashes = tuple(block_hashes(range(40), 4))
+    place(request(1, prompt_tokens=40, block_hashes=hashes), warm)
+    place(request(2, prompt_tokens=40), cold)
+    asked = request(3, prompt_tokens=40, block_hashes=hashes, slo=slo(ttft_s=9.0), priority=1)
+    assert look(asked, cold).ttft_s == pytest.approx(0.050)
+    assert look(asked, warm).ttft_s == pytest.approx(0.014)
+    assert choose(asked, warm, cold).instance is warm
+
+
+def test_peak_is_everyone_at_expected_length() -> None:
+    busy = instance(model=H100_8B, block_tokens=16, blocks=20)
+    decode(request(1, prompt_tokens=100, max_tokens=50), busy)
+    place(request(2, prompt_tokens=60, max_tokens=40), busy)
+    seen = look(request(3, prompt_tokens=30, max_tokens=20), busy)
+    assert seen.peak_step_s == pytest.approx(H100_8B.decode_step_s(3, 150 + 100 + 50))
+    assert not seen.has_blocks, "10 + 7 + 4 blocks are more than 20"
+
+
+def test_expected_length_is_what_blocks_are_planned_for() -> None:
+    small = instance(blocks=4, block_tokens=4)
+    one = request(prompt_tokens=8, max_tokens=100)
+    assert not look(one, small).has_blocks
+    assert estimate(one, small, lambda _: 8, 0.0).has_blocks
+
+
+def test_resumed_request_needs_at_least_what_it_has() -> None:
+    """Its expected length may be below what it has emitted; the prefill covers both."""
+    resumed = request(prompt_tokens=20, max_tokens=50)
+    resumed.emitted_tokens = 30
+    seen = estimate(resumed, instance(blocks=3, block_tokens=16), lambda _: 4, 0.0)
+    assert not seen.has_blocks
+    assert seen.ttft_s == pytest.approx(0.010 + 0.050)
+
+
+def test_learnt_slowness_lengthens_estimates() -> None:
+    slow, fast = instance(0), instance(1)
+    for _ in range(100):
+        for shape in (StepShape(10, 100), StepShape(0, 0, 2, 20)):
+            slow.latency.observe(shape, 1.5 * SIMPLE.step_s(shape))
+    asked = request(prompt_tokens=100)
+    assert look(asked, slow).ttft_s == pytest.approx(0.010 + 1.5 * 0.100, rel=1e-4)
+    assert look(asked, slow).step_s == pytest.approx(1.5 * look(asked, fast).step_s, rel=1e-4)
+
+
+def test_learnt_slowness_of_mixed_steps_lengthens_prefills_beside_decodes() -> None:
+    busy = instance()
+    decode(request(1, slo=slo(tpot_s=0.1)), busy)
+    asked = request(2, prompt_tokens=20)
+    before_s = look(asked, busy).ttft_s
+    for _ in range(100):
+        busy.latency.observe(StepShape(10, 100, 1, 11), 1.5 * SIMPLE.step_s(StepShape(10, 100, 1, 11)))
+    assert look(asked, busy).ttft_s - 0.010 == pytest.approx(1.5 * (before_s - 0.010), rel=1e-3)
+
+
+def test_peak_beyond_the_strictest_pace_costs_score() -> None:
+    """Two asked for at 12 ms per token keep it; a third would not, when all three decode."""
+    busy = instance()
+    for number in range(2):
+        decode(request(number, slo=slo(tpot_s=0.0125)), busy)
+    calm = look(request(5, prompt_tokens=1, slo=slo(tpot_s=0.013)), busy)
+    busy.decoding[0].slo = busy.decoding[1].slo = slo(tpot_s=0.0131)
+    assert look(request(5, prompt_tokens=1, slo=slo(tpot_s=0.0131)), busy).score < calm.score - 2.9
+
+
+# Feasibility, one check at a time.
+
+FINE = Estimate(ttft_s=0.9, step_s=0.05, peak_step_s=0.08, strictest_pace_s=0.1, has_blocks=True, score=0.0)
+ASKED = slo(ttft_s=1.0, tpot_s=0.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "is_fine"),
+    [
+        ({}, True),
+        ({"has_blocks": False}, False),
+        ({"peak_step_s": 0.1}, True),
+        ({"peak_step_s": 0.101}, False),
+        ({"ttft_s": 1.0}, True),
+        ({"ttft_s": 1.001}, False),
+        ({"ttft_s": 1.0, "step_s": 0.101}, False),
+        ({"ttft_s": 0.9, "step_s": 0.15}, True),
+    ],
+)
+def test_each_check_alone_decides(change: dict[str, float], is_fine: bool) -> None:
+    assert is_feasible(request(slo=ASKED), replace(FINE, **change)) is is_fine
+
+
+def test_without_ttft_only_neighbours_and_blocks_matter() -> None:
+    assert is_feasible(request(slo=slo(tpot_s=0.1)), replace(FINE, ttft_s=99.0))
+
+
+def test_request_that_has_its_first_token_can_no_longer_be_late_with_it() -> None:
+    resumed = request(slo=ASKED)
+    resumed.first_token_s = 0.5
+    assert is_feasible(resumed, replace(FINE, ttft_s=99.0))
+
+
+# Choice.
+
+
+def test_feasible_goes_before_a_better_score() -> None:
+    """A long queue of loose work scores worse than blocks that do not suffice, and is still the place to go."""
+    queue, full = instance(0), instance(1, blocks=2)
+    for number in range(5):
+        place(request(number + 10, prompt_tokens=100), queue)
+    placement = choose(request(1, prompt_tokens=30, max_tokens=10, slo=slo(ttft_s=1.0)), queue, full)
+    assert placement.instance is queue
+    assert placement.reason.why is Why.FEASIBLE
+
+
+def test_where_nothing_fits_the_least_harm_wins() -> None:
+    near, far = instance(0), instance(1)
+    for number in range(20):
+        place(request(number + 10, prompt_tokens=100, slo=slo(ttft_s=0.01)), far if number % 4 else near)
+    placement = choose(request(1, prompt_tokens=100, slo=slo(ttft_s=0.1)), near, far)
+    assert placement.instance is near
+    assert placement.reason.why is Why.LEAST_HARM
+    assert {name for name, _ in placement.reason.numbers} == {"ttft_s", "peak_step_s", "score"}
+
+
+def test_two_dispatches_in_a_row_see_each_other() -> None:
+    """No report is needed between them: the first one's work counts from its dispatch."""
+    both = [instance(0), instance(1)]
+    first = choose(request(1, prompt_tokens=100), *both).instance
+    place(request(1, prompt_tokens=100), first)
+    assert choose(request(2, prompt_tokens=100), *both).instance is not first
+
+
+def test_equals_take_turns() -> None:
+    both = [instance(0), instance(1)]
+    chosen = []
+    for number in range(4):
+        one = request(number, prompt_tokens=10)
+        on = choose(one, *both).instance
+        place(one, on)
+        on.remove(one)
+        chosen.append(on.id)
+    assert chosen == [0, 1, 0, 1]
+
+
+def test_strict_work_joins_strict_work() -> None:
+    """Binding a second instance to a strict pace would cost more prefill capacity than sharing the bound one."""
+    strict, loose = instance(0, H100_8B), instance(1, H100_8B)
+    for number in range(4):
+        decode(request(number, prompt_tokens=500, slo=slo(tpot_s=0.02)), strict)
+        decode(request(number + 10, prompt_tokens=500, slo=slo(tpot_s=0.2)), loose)
+    for number in range(3):
+        place(request(number + 20, prompt_tokens=200, slo=slo(ttft_s=1.0)), strict)
+    assert choose(request(30, prompt_tokens=100, slo=slo(1.0, 0.02)), strict, loose).instance is strict
+
+
+SPECS = st.lists(
+    st.tuples(
+        st.integers(1, 300), st.integers(1, 40), st.sampled_from([None, 0.1, 2.0]), st.sampled_from([None, 0.03, 0.3])
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+def dispatch_all(specs: list[tuple[int, int, float | None, float | None]], rename: int) -> list[tuple]:
+    """Each request goes where it should; every third one then decodes. Ids are stretched by `rename`, in order."""
+    fleet = [instance(number, H100_8B, blocks=40) for number in range(3)]
+    journal = []
+    for number, (prompt, answer, ttft_s, tpot_s) in enumerate(specs):
+        one = request(rename * number + rename - 1, prompt, answer, slo=Slo(ttft_s, tpot_s), arrived_s=0.01 * number)
+        placement = choose(one, *fleet, now=0.01 * number)
+        journal.append((number, placement.instance.id, placement.reason, placement.ttft_s, placement.tpot_s))
+        place(one, placement.instance)
+        if number % 3 == 0:
+            one.emitted_tokens = 1
+            placement.instance.begin_decoding(one)
+    return journal
+
+
+@given(SPECS, st.integers(2, 9))
+def test_relabelling_requests_changes_only_labels(
+    specs: list[tuple[int, int, float | None, float | None]], rename: int
+) -> None:
+    assert dispatch_all(specs, 1) == dispatch_all(specs, 1) == dispatch_all(specs, rename)
+
+
+@given(SPECS)
+def test_looking_changes_nothing(specs: list[tuple[int, int, float | None, float | None]]) -> None:
+    fleet = [instance(number) for number in range(2)]
+    for number, (prompt, answer, ttft_s, tpot_s) in enumerate(specs):
+        place(request(number, prompt, answer, slo=Slo(ttft_s, tpot_s)), fleet[number % 2])
+    before = [(dict(each.work_s), each.context_tokens, each.dispatches, repr(each.waiting)) for each in fleet]
+    choose(request(99, slo=ASKED), *fleet)
+    assert before == [(dict(each.work_s), each.context_tokens, each.dispatches, repr(each.waiting)) for each in fleet]
+
+
+def test_reason_reads_as_a_sentence_with_numbers() -> None:
+    assert str(choose(request(prompt_tokens=20, slo=ASKED), instance()).reason) == (
+        "fits every promise there (ttft_s=0.03, peak_step_s=0.011, score=0.9225)"
+    )
