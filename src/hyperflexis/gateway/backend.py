@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import Protocol
 
 from hyperflexis.core.slo import ServiceClass, Verdict
 from hyperflexis.wire.messages import GenerateRequest, TokenLogprobs
 
 
-class EndReason(Enum):
-    """Why a stream of tokens ended."""
+class EndReason(StrEnum):
+    """Why a stream of tokens ended. Whoever knows no gateway may say the plain word."""
 
     STOP = "stop"
     LENGTH = "length"
@@ -24,11 +24,34 @@ class EndReason(Enum):
     """Not the client's fault; `End.status` is 500 or 503."""
 
 
+class Ending(Protocol):
+    """The last thing a sink hears, as it reads it; `End` says what the fields mean."""
+
+    @property
+    def reason(self) -> str: ...
+
+    @property
+    def verdict(self) -> Verdict | None: ...
+
+    @property
+    def message(self) -> str: ...
+
+    @property
+    def status(self) -> int: ...
+
+    @property
+    def retry_after_s(self) -> float | None: ...
+
+    @property
+    def cached_tokens(self) -> int: ...
+
+
 @dataclass(frozen=True, slots=True)
 class End:
-    """The last thing a sink hears."""
+    """The gateway's own `Ending`."""
 
-    reason: EndReason
+    reason: str
+    """An `EndReason`."""
     verdict: Verdict | None = None
     message: str = ""
     """For people, where reason is REJECTED or FAILED."""
@@ -47,7 +70,7 @@ class TokenSink(Protocol):
     def on_prompt_logprobs(self, logprobs: Sequence[TokenLogprobs]) -> None:
         """Take those of prompt positions 1 to the end; comes before the first token, only if asked for."""
 
-    def on_end(self, end: End) -> None:
+    def on_end(self, end: Ending) -> None:
         """Take the end. Nothing follows."""
 
 
@@ -62,9 +85,34 @@ class ServedModel:
     """Prompt and output together: the smaller of what the model and what an instance's KV pool can hold."""
 
 
+class InstanceState(Protocol):
+    """One instance as /ready and /metrics read it."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def state(self) -> str: ...
+
+    @property
+    def role(self) -> str: ...
+
+    @property
+    def waiting_seqs(self) -> int: ...
+
+    @property
+    def running_seqs(self) -> int: ...
+
+    @property
+    def blocks(self) -> int: ...
+
+    @property
+    def blocks_free(self) -> int: ...
+
+
 @dataclass(frozen=True, slots=True)
 class InstanceStatus:
-    """One instance as /ready and /metrics show it."""
+    """A plain `InstanceState`."""
 
     name: str
     state: str
@@ -75,8 +123,23 @@ class InstanceStatus:
     blocks_free: int
 
 
-class Backend(Protocol):
-    """A fleet that turns prompts into tokens."""
+class Fleet(Protocol):
+    """What turns prompts into tokens."""
+
+    def submit(self, request: GenerateRequest, sink: TokenSink) -> int:
+        """Begin; returns a ticket. The sink hears nothing before this returns."""
+
+    def cancel(self, ticket: int) -> None:
+        """Stop the work within one step. Unknown or ended tickets are ignored."""
+
+    def instances(self) -> Sequence[InstanceState]: ...
+
+    def is_ready(self) -> bool:
+        """Whether at least one instance takes requests and the fleet is not draining."""
+
+
+class Backend(Fleet, Protocol):
+    """A fleet that also knows what it offers; otherwise whoever builds the gateway says so."""
 
     @property
     def models(self) -> Sequence[ServedModel]: ...
@@ -85,13 +148,12 @@ class Backend(Protocol):
     def service_classes(self) -> dict[str, ServiceClass]:
         """By name; "default" is always there."""
 
-    def submit(self, request: GenerateRequest, sink: TokenSink) -> int:
-        """Begin; returns a ticket. The sink hears nothing before this returns."""
 
-    def cancel(self, ticket: int) -> None:
-        """Stop the work within one step. Unknown or ended tickets are ignored."""
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What clients may ask for."""
 
-    def instances(self) -> Sequence[InstanceStatus]: ...
-
-    def is_ready(self) -> bool:
-        """Whether at least one instance takes requests and the fleet is not draining."""
+    models: Sequence[ServedModel]
+    service_classes: Mapping[str, ServiceClass]
+    default_class: str = "default"
+    """For requests that name none."""

@@ -1,0 +1,194 @@
+"""What was asked for and what is granted: service class, priority and targets of one request.
+
+Every dialect that peers speak is read here and nowhere else. Order of precedence: explicit numbers in headers, explicit
+numbers in the body, the service class that was named, the default class. Urgency asked for by a client is a wish, so
+explicit priorities are clamped; class priorities are the operator's own and stand. Knows nothing of queues.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from hyperflexis.core.slo import ServiceClass
+from hyperflexis.gateway.backend import Offer
+from hyperflexis.gateway.errors import ApiError, invalid
+from hyperflexis.gateway.openai_types import DynamoTargets, GenerationBody, NvExt
+
+TTFT_MS_MAX = 3_600_000.0
+TPOT_MS_MAX = 60_000.0
+E2E_MS_MAX = 3_600_000.0
+PRIORITY_ABS_MAX = 2**31 - 1
+
+TTFT_HEADERS = ("x-llm-d-slo-ttft-ms", "x-slo-ttft-ms")
+TPOT_HEADERS = ("x-llm-d-slo-tpot-ms", "x-slo-tpot-ms")
+E2E_HEADERS = ("x-llm-d-slo-e2e-ms", "x-slo-e2e-ms")
+CLASS_HEADERS = ("x-llm-d-inference-objective", "x-gateway-inference-objective")
+SMG_PRIORITIES = {"system": 20, "interactive": 10, "default": 0, "bulk": -10}
+
+_NUMBER = re.compile(r"\+?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_INTEGER = re.compile(r"[+-]?\d+", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """What one request was promised, seconds."""
+
+    service_class: str
+    priority: int
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    e2e_s: float | None = None
+
+    def header(self) -> str:
+        """One line for `x-hyperflexis-granted`."""
+        parts = [f"class={self.service_class}", f"priority={self.priority}"]
+        for name, target in (("ttft-ms", self.ttft_s), ("tpot-ms", self.tpot_s), ("e2e-ms", self.e2e_s)):
+            if target is not None:
+                parts.append(f"{name}={target * 1000:.6g}")
+        return ", ".join(parts)
+
+
+def grant(
+    headers: Mapping[str, str],
+    body: GenerationBody,
+    offer: Offer,
+    priority_max: int | None = None,
+) -> Granted:
+    """Resolve what is promised to one request.
+
+    Raises:
+        ApiError: a number is malformed, not positive or not finite, or a class is unknown; it names header or field.
+    """
+    chosen = _service_class(headers, body.service_tier, offer)
+    slo = chosen.slo
+    return Granted(
+        chosen.name,
+        _priority(headers, body, chosen.priority, priority_max),
+        _target(headers, TTFT_HEADERS, _ttft_fields(body), TTFT_MS_MAX, slo.ttft_s),
+        _target(headers, TPOT_HEADERS, _tpot_fields(body), TPOT_MS_MAX, slo.tpot_s),
+        _target(headers, E2E_HEADERS, _e2e_fields(body), E2E_MS_MAX, slo.e2e_s),
+    )
+
+
+def _service_class(headers: Mapping[str, str], tier: str | None, offer: Offer) -> ServiceClass:
+    for header in CLASS_HEADERS:
+        name = headers.get(header)
+        if name is not None:
+            return _known_class(header, name.strip(), offer.service_classes)
+    if tier is None or tier in ("auto", "default"):
+        return offer.service_classes[offer.default_class]
+    return _known_class("service_tier", tier, offer.service_classes)
+
+
+def _known_class(source: str, name: str, classes: Mapping[str, ServiceClass]) -> ServiceClass:
+    found = classes.get(name)
+    if found is None:
+        known = ", ".join(sorted(classes))
+        raise invalid(source, f"Unknown service class {name!r} in '{source}'. Known classes: {known}.")
+    return found
+
+
+Fields = Sequence[tuple[str, float | None]]
+
+
+def _ttft_fields(body: GenerationBody) -> Fields:
+    ours = body.slo.ttft_ms if body.slo else None
+    return [("slo.ttft_ms", ours), *_dynamo_fields(body, "ttft_target", lambda targets: targets.ttft_target)]
+
+
+def _tpot_fields(body: GenerationBody) -> Fields:
+    ours = body.slo.tpot_ms if body.slo else None
+    return [("slo.tpot_ms", ours), *_dynamo_fields(body, "itl_target", lambda targets: targets.itl_target)]
+
+
+def _e2e_fields(body: GenerationBody) -> Fields:
+    return [("slo.e2e_ms", body.slo.e2e_ms if body.slo else None)]
+
+
+def _dynamo_fields(
+    body: GenerationBody, name: str, read: Callable[[DynamoTargets | NvExt], float | None]
+) -> list[tuple[str, float | None]]:
+    """The places where Dynamo's clients put a target."""
+    fields = []
+    if body.extra_args is not None:
+        fields.append((f"extra_args.{name}", read(body.extra_args)))
+    if body.nvext is not None:
+        if body.nvext.extra_args is not None:
+            fields.append((f"nvext.extra_args.{name}", read(body.nvext.extra_args)))
+        fields.append((f"nvext.{name}", read(body.nvext)))
+    return fields
+
+
+def _target(
+    headers: Mapping[str, str], names: Sequence[str], fields: Fields, ms_max: float, class_s: float | None
+) -> float | None:
+    """The first explicit target in order of precedence, else the class's."""
+    for name in names:
+        text = headers.get(name)
+        if text is not None:
+            return _checked_ms(name, _parse_ms(name, text), ms_max)
+    for name, value in fields:
+        if value is not None:
+            return _checked_ms(name, value, ms_max)
+    return class_s
+
+
+def _parse_ms(name: str, text: str) -> float:
+    text = text.strip()
+    if not _NUMBER.fullmatch(text):
+        raise _bad_ms(name, text)
+    return float(text)
+
+
+def _checked_ms(name: str, value_ms: float, ms_max: float) -> float:
+    """Seconds; huge values are clamped, because they once overflowed other schedulers' queues and jumped them."""
+    if not (math.isfinite(value_ms) and value_ms > 0):
+        raise _bad_ms(name, str(value_ms))
+    return min(value_ms, ms_max) / 1000.0
+
+
+def _bad_ms(name: str, text: str) -> ApiError:
+    return invalid(name, f"'{name}' must be a positive number of milliseconds, not {text[:40]!r}.")
+
+
+def _priority(headers: Mapping[str, str], body: GenerationBody, class_priority: int, priority_max: int | None) -> int:
+    asked = _header_priority(headers)
+    if asked is None:
+        asked = body.priority
+    if asked is None and body.nvext is not None and body.nvext.agent_hints is not None:
+        asked = body.nvext.agent_hints.priority
+    if asked is None:
+        return class_priority
+    limit = PRIORITY_ABS_MAX if priority_max is None else min(priority_max, PRIORITY_ABS_MAX)
+    return max(-PRIORITY_ABS_MAX, min(asked, limit))
+
+
+def _header_priority(headers: Mapping[str, str]) -> int | None:
+    for name in ("x-dynamo-request-priority", "x-override-priority"):
+        text = headers.get(name)
+        if text is not None:
+            return _integer(name, text)
+    word = headers.get("x-smg-priority")
+    if word is not None:
+        return _smg_priority(word)
+    text = headers.get("x-vllm-priority")
+    # vLLM serves lower numbers first; at this face higher numbers are more important.
+    return None if text is None else -_integer("X-Vllm-Priority", text)
+
+
+def _integer(name: str, text: str) -> int:
+    text = text.strip()
+    if len(text) > 40 or not _INTEGER.fullmatch(text):
+        raise invalid(name, f"'{name}' must be an integer, not {text[:40]!r}.")
+    return int(text)
+
+
+def _smg_priority(word: str) -> int:
+    priority = SMG_PRIORITIES.get(word.strip().lower())
+    if priority is None:
+        words = ", ".join(SMG_PRIORITIES)
+        raise invalid("x-smg-priority", f"'x-smg-priority' must be one of {words}, not {word[:40]!r}.")
+    return priority
