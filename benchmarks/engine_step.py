@@ -2,10 +2,10 @@
 
     python benchmarks/engine_step.py --json engine_step.json
 
-Decode: `transformers.generate` on a static batch with a cached KV, (time of 64 new tokens − time of 1) / 63; ours is the
-mean of the 63 steps after the prompt's, slices and sampling included. `loop` is transformers' bare forward and argmax,
-without what generate does around it. Prefill: transformers' bare forward and argmax over a rectangular batch; ours is one
-packed step. Ratios are ours / transformers; read them, not the milliseconds, which are the machine's.
+Decode: `transformers.generate` on a static batch with a cached KV, (time of 64 new tokens − time of 1) / 63; ours is
+the mean of the 63 steps after the prompt's, slices and sampling included. `loop` is transformers' bare forward and
+argmax, without what generate does around it. Prefill: transformers' bare forward and argmax over a rectangular batch;
+ours is one packed step. Ratios are ours / transformers; read them, not the milliseconds, which are the machine's.
 """
 
 from __future__ import annotations

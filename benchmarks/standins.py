@@ -31,6 +31,7 @@ EVENT = (
 class Active:
     left: int
     due_s: float
+    has_started: bool = False
 
 
 class StandInInstance:
@@ -69,9 +70,12 @@ class StandInInstance:
         due = {request_id: one for request_id, one in self.active.items() if one.due_s <= now}
         if not due:
             return
-        finished = []
+        finished, started = [], []
         for request_id, one in due.items():
             one.left -= 1
+            if not one.has_started:
+                one.has_started = True
+                started.append(request_id)
             one.due_s = (now // STEP_S + 1) * STEP_S
             if one.left == 0:
                 finished.append(request_id)
@@ -86,8 +90,8 @@ class StandInInstance:
             tokens=[self.tokens[(request_id + one.left) % len(self.tokens)] for request_id, one in due.items()],
             finished=finished,
             reasons=[int(FinishReason.LENGTH)] * len(finished),
-            started=[],
-            cached_tokens=[],
+            started=started,
+            cached_tokens=[0] * len(started),
             preempted=[],
             waiting_seqs=0,
             waiting_tokens=0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from helpers.builders import H100_8B, SIMPLE, decode, instance, place, request, slo
 from hyperflexis.core.commands import Why
-from hyperflexis.core.dispatch import Estimate, Placement, SloDispatcher, estimate, is_feasible
+from hyperflexis.core.dispatch import Estimate, Placement, PrefillLoad, SloDispatcher, estimate, is_feasible
 from hyperflexis.core.instance import Instance
 from hyperflexis.core.latency import StepShape
 from hyperflexis.core.prefix import block_hashes
@@ -227,15 +228,28 @@ def test_equals_take_turns() -> None:
     assert chosen == [0, 1, 0, 1]
 
 
-def test_strict_work_joins_strict_work() -> None:
-    """Binding a second instance to a strict pace would cost more prefill capacity than sharing the bound one."""
+@pytest.mark.parametrize(("dispatched_s", "joins"), [(0.0, False), (10.0, True)])
+def test_strict_work_joins_strict_work_where_capacity_is_scarce(dispatched_s: float, joins: bool) -> None:
+    """Binding a second instance to a strict pace costs prefill capacity; only a busy fleet has a use for it."""
+    dispatcher = SloDispatcher()
+    dispatcher._load.add(dispatched_s, 0.0)
     strict, loose = instance(0, H100_8B), instance(1, H100_8B)
     for number in range(4):
         decode(request(number, prompt_tokens=500, slo=slo(tpot_s=0.02)), strict)
         decode(request(number + 10, prompt_tokens=500, slo=slo(tpot_s=0.2)), loose)
     for number in range(3):
         place(request(number + 20, prompt_tokens=200, slo=slo(ttft_s=1.0)), strict)
-    assert choose(request(30, prompt_tokens=100, slo=slo(1.0, 0.02)), strict, loose).instance is strict
+    newcomer = request(30, prompt_tokens=100, slo=slo(1.0, 0.02))
+    chosen = dispatcher.choose(newcomer, [strict, loose], all_asked, 0.0)
+    assert (chosen.instance is strict) is joins
+
+
+def test_load_of_prefills_decays() -> None:
+    load = PrefillLoad()
+    load.add(4.0, 0.0)
+    load.add(4.0, 0.0)
+    assert load.share(2, 0.0) == pytest.approx(8.0 / PrefillLoad.MEMORY_S / 2)
+    assert load.share(2, PrefillLoad.MEMORY_S) == pytest.approx(8.0 / math.e / PrefillLoad.MEMORY_S / 2)
 
 
 SPECS = st.lists(
@@ -281,5 +295,5 @@ def test_looking_changes_nothing(specs: list[tuple[int, int, float | None, float
 
 def test_reason_reads_as_a_sentence_with_numbers() -> None:
     assert str(choose(request(prompt_tokens=20, slo=ASKED), instance()).reason) == (
-        "fits every promise there (ttft_s=0.03, peak_step_s=0.011, score=0.9225)"
+        "fits every promise there (ttft_s=0.03, peak_step_s=0.011, score=0.02247)"
     )

@@ -9,8 +9,10 @@ from hyperflexis.wire.messages import Ready, StepReport, Submit
 
 
 class Listener(Protocol):
-    """Hears of one instance. Called on the event loop's thread, never from within a call of the adapter or the launcher;
-    nothing follows `on_lost`."""
+    """Hears of one instance, on the event loop's thread and never within a call of the adapter or the launcher.
+
+    Nothing follows `on_lost`.
+    """
 
     def on_ready(self, ready: Ready) -> None:
         """It takes requests from now on."""

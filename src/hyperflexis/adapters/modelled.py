@@ -83,7 +83,7 @@ class ModelledAdapter:
             if isinstance(message, Submit):
                 self._stepping.submit(message, now)
             else:
-                self.scheduler.cancel(message)
+                self._stepping.cancel(message)
         plan = self.scheduler.plan(now)
         if not plan.chunks and not self._stepping.has_news():
             self._is_stepping = False

@@ -61,6 +61,7 @@ class Stepping:
     def __init__(self, scheduler: StepScheduler) -> None:
         self.scheduler = scheduler
         self._refused: dict[int, str] = {}
+        self._has_changed = False
 
     def submit(self, submit: Submit, now: float) -> bool:
         """Take a request; False (and a line in the next report) if it can never run here."""
@@ -76,9 +77,15 @@ class Stepping:
         self.scheduler.cancel(request_id)
         self._refused[request_id] = why
 
+    def cancel(self, request_id: int) -> bool:
+        """Forget a request; False if it is not here (any more)."""
+        was_here = self.scheduler.cancel(request_id)
+        self._has_changed |= was_here
+        return was_here
+
     def has_news(self) -> bool:
-        """Whether a report is due although no step ran."""
-        return bool(self._refused)
+        """Whether a report is due although no step runs: otherwise an instance that a cancel left idle looks busy."""
+        return self._has_changed or bool(self._refused)
 
     def report(self, plan: StepPlan, outcome: StepOutcome, now: float) -> tuple[StepReport, list[int]]:
         """Commit a step and say what it did; also the ids of all sequences that were here and ended with it."""
@@ -86,9 +93,10 @@ class Stepping:
         sampled, logprobs = outcome.sampled, outcome.logprobs
         failed = {**self._refused, **outcome.errors}
         self._refused = {}
+        self._has_changed = False
         finished = self.scheduler.commit(plan, sampled, now)
         for sequence_id in outcome.errors:
-            self.scheduler.cancel(sequence_id)
+            self.scheduler.fail(sequence_id)
         refitted = bool(plan.chunks) and self.scheduler.observe(shape, outcome.duration_s)
         reasons = [FinishReason.STOP if end.by_stop else FinishReason.LENGTH for end in finished]
         ended = [end.sequence_id for end in finished]

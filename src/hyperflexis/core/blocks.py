@@ -83,6 +83,18 @@ class BlockPool:
             self._by_hash[content] = block
             self._hash[block] = content
 
+    def disown(self, blocks: Sequence[int]) -> None:
+        """Their content is not what it was published as: nobody may find it any more."""
+        for block in blocks:
+            content = self._hash[block]
+            if content is None:
+                continue
+            del self._by_hash[content]
+            self._hash[block] = None
+            if block in self._cached:
+                del self._cached[block]
+                self._free.append(block)
+
     def forget(self) -> None:
         """Drop all cached content that nobody holds."""
         while self._cached:

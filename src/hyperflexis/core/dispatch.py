@@ -9,10 +9,9 @@ Among instances that pass, and among all when none does, the least score wins:
 
 with s = 1 - decode step / strictest pace before, and s' after adding the request: the share of an instance's time that
 is left for prefills. The first term is prefill capacity that the newcomer would cost by binding an instance to its
-pace, so that strict and loose work separate softly, without partitions. Ranked by measurement; sending at once to the
-least score beat holding work back in that study.
-
-Pure functions of what the control plane knows; changes nothing.
+pace, so that strict and loose work separate softly, without partitions. Ranked by measurement under load; sending at
+once to the least score beat holding work back in that study. What capacity is worth depends on how much of it is used:
+the weight 10 shrinks with the fleet's prefill load, so that a fleet with time to spare shares work evenly.
 """
 
 from __future__ import annotations
@@ -30,6 +29,8 @@ from hyperflexis.core.request import Request
 PACE_CAP_S = 0.2
 """Looser paces than this bind an instance no less than this one."""
 LOST_CAPACITY_WEIGHT = 10.0
+FULL_LOAD = 0.5
+"""Share of the fleet's time spent on prefills from which on lost capacity counts in full."""
 FREE_LOSS = 0.02
 PEAK_PENALTY = 3.0
 CHUNK_BOUNDS = (64, 8192)
@@ -53,11 +54,18 @@ class Estimate:
 ExpectedTokens = Callable[[Request], int]
 
 
-def estimate(request: Request, instance: Instance, expected_tokens: ExpectedTokens, now: float) -> Estimate:
+def estimate(
+    request: Request,
+    instance: Instance,
+    expected_tokens: ExpectedTokens,
+    now: float,
+    capacity_weight: float = LOST_CAPACITY_WEIGHT,
+) -> Estimate:
     """Predict a request on an instance. Costs time linear in the requests dispatched there."""
     load = _load(request, instance, expected_tokens)
     model = instance.latency.model
-    step_before_s = instance.latency.decode_step_s(load.seqs, load.context)
+    # An idle instance would pay the fixed part of a step too: having none now is no capacity to lose.
+    step_before_s = instance.latency.decode_step_s(max(1, load.seqs), load.context)
     step_s = instance.latency.decode_step_s(load.seqs + 1, load.context + request.context_tokens)
     peak_step_s = instance.latency.decode_step_s(load.seqs_peak, load.context_peak)
     residual_s = max(0.0, instance.step_end_s - now)
@@ -67,7 +75,7 @@ def estimate(request: Request, instance: Instance, expected_tokens: ExpectedToke
     share_before = 1.0 - step_before_s / load.pace_before_s
     share = 1.0 - step_s / load.pace_s
     queued_s = load.waiting_s + own_s + 0.1 * model.prefill_token_s * load.context
-    score = LOST_CAPACITY_WEIGHT * max(0.0, share_before - share - FREE_LOSS)
+    score = capacity_weight * max(0.0, share_before - share - FREE_LOSS)
     score += queued_s / max(0.1, share)
     score += PEAK_PENALTY * (peak_step_s > load.pace_s)
     return Estimate(
@@ -176,20 +184,45 @@ class Dispatcher(Protocol):
         """Pick one of `instances`, which are ready and not empty as a list."""
 
 
+class PrefillLoad:
+    """Prefill work dispatched per second, as a share of what the fleet could do: a decaying sum of recent work."""
+
+    MEMORY_S = 10.0
+
+    def __init__(self) -> None:
+        self._work_s = 0.0
+        self._at_s = 0.0
+
+    def add(self, work_s: float, now: float) -> None:
+        self._work_s = self._decayed(now) + work_s
+        self._at_s = now
+
+    def share(self, instances: int, now: float) -> float:
+        return self._decayed(now) / self.MEMORY_S / instances
+
+    def _decayed(self, now: float) -> float:
+        return self._work_s * math.exp(min(0.0, self._at_s - now) / self.MEMORY_S)
+
+
 class SloDispatcher:
     """Feasible first, then the least score; between equals, the instance with fewest dispatches so far."""
+
+    def __init__(self) -> None:
+        self._load = PrefillLoad()
 
     def choose(
         self, request: Request, instances: Sequence[Instance], expected_tokens: ExpectedTokens, now: float
     ) -> Placement:
         best: tuple[tuple[bool, float, int, int], Instance, Estimate] | None = None
+        weight = LOST_CAPACITY_WEIGHT * min(1.0, self._load.share(len(instances), now) / FULL_LOAD)
         for instance in instances:
-            predicted = estimate(request, instance, expected_tokens, now)
+            predicted = estimate(request, instance, expected_tokens, now, weight)
             rank = (not is_feasible(request, predicted), predicted.score, instance.dispatches, instance.id)
             if best is None or rank < best[0]:
                 best = (rank, instance, predicted)
         assert best is not None, "a dispatcher needs at least one instance"
         (is_harmful, score, _, _), instance, predicted = best
+        self._load.add(instance.prefill_work_s(request, instance.cached_tokens(request)), now)
         numbers = (("ttft_s", predicted.ttft_s), ("peak_step_s", predicted.peak_step_s), ("score", score))
         reason = Reason(Why.LEAST_HARM if is_harmful else Why.FEASIBLE, numbers)
         return Placement(instance, reason, predicted.ttft_s, predicted.step_s)

@@ -189,6 +189,12 @@ class StepScheduler:
         self._drop(sequence)
         return True
 
+    def fail(self, sequence_id: int) -> None:
+        """Forget a sequence that could not be computed, and what its blocks were believed to hold."""
+        sequence = self._sequences[sequence_id]
+        self.pool.disown(sequence.blocks)
+        self._drop(sequence)
+
     def reconfigure(self, rules: StepRules) -> None:
         """Put new rules in force; what waits is put into their order."""
         self.rules = rules
@@ -210,7 +216,7 @@ class StepScheduler:
     def commit(self, plan: StepPlan, sampled: Mapping[int, int], now: float) -> list[Finished]:
         """Take the outcome of a step: the token of each chunk that samples, by sequence id.
 
-        A sampling chunk without a token has failed; the caller is expected to cancel its sequence.
+        A sampling chunk without a token has failed; the caller is expected to `fail` its sequence.
         """
         finished = []
         for sequence, _, tokens, samples in plan.chunks:

@@ -27,9 +27,9 @@ def fetch(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
+        HfHubHTTPError,
         HFValidationError,
         LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
         RepositoryNotFoundError,
     )
 
@@ -44,8 +44,25 @@ def fetch(hub_id: str) -> Path:
             f"there is no model {hub_id!r} on the hub, or it is private",
             "give a directory or an id such as 'owner/name'; for a private model set HF_TOKEN",
         ) from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+    except (LocalEntryNotFoundError, ConnectionError) as error:
         raise CheckpointUnavailableError(
             f"the hub cannot be reached, and {hub_id!r} is not in the local cache",
             "download the model's directory on a machine that is online and give its path: hyperflexis serve ./DIR",
         ) from error
+    except HfHubHTTPError as error:
+        raise CheckpointUnavailableError(
+            f"the hub refuses {hub_id!r}: {_first_line(error)}", "try again later; if HF_TOKEN is set, check it"
+        ) from error
+    except OSError as error:
+        raise CheckpointUnavailableError(
+            f"{hub_id!r} cannot be stored: {_first_line(error)}", "make room, or set HF_HOME to where there is some"
+        ) from error
+    except Exception as error:
+        # The hub's HTTP library has errors of its own for a transfer that breaks; to an operator they are all one.
+        raise CheckpointUnavailableError(
+            f"the download of {hub_id!r} broke: {_first_line(error)}", "try again; what has come is kept"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

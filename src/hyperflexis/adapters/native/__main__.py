@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import socket
 import sys
 import time
 
-from hyperflexis.adapters.native.lineage import die_with_parent
+from hyperflexis.adapters.native.lineage import die_with_parent, leave_signals_to_parent
 from hyperflexis.adapters.native.messages import Warm
 
 
@@ -19,8 +18,7 @@ def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     die_with_parent(int(sys.argv[2]))
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    # The terminal's Ctrl-C is for the parent; it drains first.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leave_signals_to_parent()
     # Asking the driver's management library whether there is a GPU does not initialise CUDA in this process.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     # Only now, so that a parent's death during this long import is noticed.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+from pathlib import Path
 
 
 class ArenaMemory:
@@ -41,9 +42,22 @@ class ArenaMemory:
 
 def available_bytes() -> int | None:
     """Memory that could be taken without swapping, as far as the kernel says; None where it does not."""
+    known = [size for size in (_available_on_host(), _available_in_group()) if size is not None]
+    return min(known, default=None)
+
+
+def _available_on_host() -> int | None:
     try:
-        with open("/proc/meminfo", encoding="ascii") as meminfo:
-            fields = dict(line.split(":", 1) for line in meminfo)
-        return int(fields["MemAvailable"].split()[0]) * 1024
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return int(dict(line.split(":", 1) for line in lines)["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         return None
+
+
+def _available_in_group(group: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """What a container's limit leaves; None where there is no limit."""
+    try:
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+    except (OSError, ValueError):  # ValueError: the limit is "max".
+        return None
+    return max(0, limit - used)

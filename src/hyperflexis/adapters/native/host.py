@@ -13,7 +13,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
-from typing import cast
 
 import msgspec
 
@@ -160,7 +159,12 @@ class NativeAdapter(asyncio.Protocol):
         self._connecting = loop.create_task(self._connect(sock))
 
     async def _connect(self, sock: socket.socket) -> None:
-        await self._loop.create_unix_connection(lambda: self, sock=sock)
+        # Not in connection_made: uvloop loses a socket whose transport is closed before this has returned.
+        self._transport, _ = await self._loop.create_unix_connection(lambda: self, sock=sock)
+        self._transport.writelines(self._unsent)
+        self._unsent = []
+        if self._listener is None:
+            self._transport.close()
 
     # -- the contract
 
@@ -198,13 +202,6 @@ class NativeAdapter(asyncio.Protocol):
             self._transport.write(data)
 
     # -- asyncio.Protocol
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance, only by behaviour
-        self._transport.writelines(self._unsent)
-        self._unsent = []
-        if self._listener is None:
-            self._transport.close()
 
     def data_received(self, data: bytes) -> None:
         try:

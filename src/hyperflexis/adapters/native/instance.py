@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import signal
 import socket
 import time
 from dataclasses import asdict
@@ -17,6 +16,7 @@ from dataclasses import asdict
 import torch
 
 from hyperflexis.adapters.native import calibration
+from hyperflexis.adapters.native.lineage import leave_signals_to_parent
 from hyperflexis.adapters.native.loading import Model
 from hyperflexis.adapters.native.messages import Fork
 from hyperflexis.adapters.stepping import StepOutcome, Stepping, step_rules
@@ -37,8 +37,7 @@ _STALLED_S = 0.05
 
 def run(sock: socket.socket, order: Fork, model: Model) -> int:
     """Live until the socket closes; returns the process's exit status."""
-    # The terminal's Ctrl-C is for the process that owns us; it drains first.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leave_signals_to_parent()
     channel: BlockingChannel[ToInstance] = BlockingChannel(sock, ToInstance)
     try:
         instance = _start(channel, order, model)
@@ -129,7 +128,7 @@ class Instance:
             for submit in message.submits:
                 self._submit(submit)
             for request_id in message.cancels:
-                if self._scheduler.cancel(request_id):
+                if self._stepping.cancel(request_id):
                     self._runner.close(request_id)
         elif isinstance(message, Configure):
             self._scheduler.reconfigure(step_rules(message.rules))

@@ -24,6 +24,20 @@ def die_with_parent(parent_pid: int) -> None:
         os._exit(1)
 
 
+def leave_signals_to_parent() -> None:
+    """Ignore Ctrl-C and requests to end, which terminals and service managers send to all processes of a service.
+
+    The parent drains first, and then ends its children itself; its own death ends them too.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def exit_in_words(code: int) -> str:
     """What `os.waitstatus_to_exitcode` gave, for people."""
-    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
+    if code >= 0:
+        return f"exited with status {code}"
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:  # Real-time signals have numbers only.
+        return f"killed by signal {-code}"

@@ -30,6 +30,8 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 HOST_CONTEXTS = 8
 """Without a size given, the KV cache of an instance on a CPU holds this many sequences of full length."""
+KV_TOKENS_MIN = 64
+"""Less holds no request worth serving, nor the steps of a calibration."""
 DEVICE_SHARE = 0.85
 """Without a size given, weights and KV cache take this share of an accelerator's free memory."""
 
@@ -166,9 +168,10 @@ def _kv_blocks(request: Load, config: ModelConfig, target: Target, arena_bytes: 
     block_bytes = KvPool.block_bytes(config, request.block_tokens, target.dtype)
     kv_bytes = request.kv_bytes or _suitable_kv_bytes(request, config, target, arena_bytes)
     blocks = kv_bytes // block_bytes
-    if blocks < 2:
+    if blocks * request.block_tokens < KV_TOKENS_MIN:
         raise LoadError(
-            f"{kv_bytes / 2**20:.1f} MiB of KV cache are less than two blocks of {block_bytes / 2**20:.2f} MiB",
+            f"{kv_bytes / 2**20:.1f} MiB of KV cache hold fewer than {KV_TOKENS_MIN} tokens "
+            f"(a block of {request.block_tokens} takes {block_bytes / 2**20:.2f} MiB)",
             "raise engine.kv_cache_gib",
         )
     return blocks

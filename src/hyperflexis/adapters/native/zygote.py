@@ -83,7 +83,7 @@ class Zygote:
         except OSError as error:
             log.warning("i%d cannot be forked: %s", order.instance_id, error)
             sock.close()
-            self.say(Exited(order.instance_id, 1))
+            self.say(Exited(order.number, 1))
             return
         if pid == 0:
             self._become_instance(order, sock, own_pid)

@@ -1,0 +1,200 @@
+"""`hyperflexis serve`: wires engine, control plane, driver and gateway, and sees them through start, run and end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import uvloop
+
+from hyperflexis.adapters.native.host import StartError as EngineStartError
+from hyperflexis.cli.deployment import Deployment
+from hyperflexis.cli.errors import StartError
+from hyperflexis.core.control import ControlPlane, FixedFleet
+from hyperflexis.gateway.backend import ServedModel
+from hyperflexis.gateway.server import Gateway
+from hyperflexis.gateway.tokenizer import TokenizerError
+from hyperflexis.policies import create
+from hyperflexis.runtime.driver import Driver
+from hyperflexis.runtime.launchers.local import LocalLauncher, LocalSpec
+
+T = TypeVar("T")
+
+
+def run(deployment: Deployment) -> int:
+    """Serve until a signal to stop; returns the exit code.
+
+    Raises:
+        OperatorError: the model is not there, or something that serving needs cannot be had.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    directory = _directory(deployment)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_serve(deployment, directory))
+
+
+def _directory(deployment: Deployment) -> Path:
+    source = deployment.model_source()
+    if isinstance(source, Path):
+        return source
+    from hyperflexis.runtime.checkpoint import CheckpointUnavailableError, fetch
+
+    try:
+        return fetch(source)
+    except CheckpointUnavailableError as error:
+        raise StartError(str(error), error.hint) from error
+
+
+async def _serve(deployment: Deployment, directory: Path) -> int:
+    stopping = _stop_on_signals()
+    started_s = time.monotonic()
+    async with contextlib.AsyncExitStack() as stack:
+        launcher = await _unless(stopping, stack.enter_async_context(_launcher(deployment, directory)))
+        if launcher is None:
+            return 0
+        driver, gateway, port = await stack.enter_async_context(_fleet(deployment, directory, launcher))
+        ready = await _unless(stopping, _fleet_ready(driver, deployment.instances))
+        if ready is not None:
+            _announce(deployment, ready, port, time.monotonic() - started_s)
+            await _unless(stopping, _fleet_lost(driver))
+        stopping.clear()
+        _tell(f"stopping; {driver.live_requests} running requests may finish (once more to stop at once)")
+        await _unless(stopping, gateway.drain(deployment.drain_timeout_s))
+    return 0
+
+
+def _stop_on_signals() -> asyncio.Event:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopping.set)
+    return stopping
+
+
+async def _unless(stopping: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
+    """Do the work, unless `stopping` is set first; then it is cancelled and the result is None."""
+    task = asyncio.ensure_future(work)
+    waiting = asyncio.ensure_future(stopping.wait())
+    try:
+        await asyncio.wait((task, waiting), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        return None
+    finally:
+        for unfinished in (task, waiting):
+            unfinished.cancel()
+        await asyncio.gather(task, waiting, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def _launcher(deployment: Deployment, directory: Path) -> AsyncIterator[LocalLauncher]:
+    spec = LocalSpec(
+        directory=str(directory),
+        device=deployment.device,
+        dtype=deployment.dtype,
+        threads=deployment.threads,
+        block_tokens=deployment.engine.block_tokens,
+        kv_bytes=deployment.kv_cache_bytes,
+        seqs_max=deployment.engine.seqs_max,
+        instances=deployment.instances,
+    )
+    try:
+        launcher = await LocalLauncher.start(spec)
+    except EngineStartError as error:
+        raise StartError(str(error), error.hint or None) from error
+    try:
+        yield launcher
+    finally:
+        await launcher.close()
+
+
+@contextlib.asynccontextmanager
+async def _fleet(
+    deployment: Deployment, directory: Path, launcher: LocalLauncher
+) -> AsyncIterator[tuple[Driver, Gateway, int]]:
+    """Driver and gateway, running: the port answers from here on, /ready says when requests may come."""
+    engine, limits = deployment.engine, deployment.limits
+    policy = create(deployment.policy, engine.prefill_tokens_max)
+    control = ControlPlane(policy, FixedFleet(deployment.instances), limits.requests_max)
+    driver = Driver(control, launcher, engine.block_tokens)
+    model = ServedModel(deployment.public_name, int(time.time()), launcher.loaded.context_tokens_max)
+    gateway = Gateway(
+        driver,
+        directory,
+        models=[model],
+        service_classes=deployment.service_classes(),
+        default_class=deployment.default_class,
+        host=deployment.host,
+        port=deployment.port,
+        limits=deployment.gateway_limits(),
+        priority_max=limits.priority_max,
+    )
+    driver.start()
+    try:
+        port = await _listen(gateway, deployment)
+        try:
+            yield driver, gateway, port
+        finally:
+            await gateway.stop()
+    finally:
+        driver.close()
+
+
+async def _listen(gateway: Gateway, deployment: Deployment) -> int:
+    try:
+        return await gateway.start()
+    except TokenizerError as error:
+        raise StartError(str(error)) from error
+    except OSError as error:
+        where = f"{deployment.host}:{deployment.port}"
+        raise StartError(f"cannot listen on {where}: {error.strerror}", "choose another with --port N") from error
+
+
+async def _fleet_ready(driver: Driver, instances: int) -> int:
+    """Wait for all instances, or for those that could be started; returns how many there are.
+
+    Raises:
+        StartError: there are none, and none will be tried any more.
+    """
+    await driver.wait_until(lambda: driver.has_given_up() or driver.ready_instances >= instances)
+    if not driver.ready_instances:
+        raise StartError("no instance could be started", "the lines above say why each of them failed")
+    return driver.ready_instances
+
+
+async def _fleet_lost(driver: Driver) -> None:
+    """Wait until nothing is left that could serve, which a supervisor must hear of.
+
+    Raises:
+        StartError: that is the case.
+    """
+    await driver.wait_until(lambda: driver.has_given_up() and not driver.ready_instances)
+    raise StartError("all instances are lost and none can be started", "the lines above say why each of them failed")
+
+
+def _announce(deployment: Deployment, ready: int, port: int, seconds: float) -> None:
+    host = "127.0.0.1" if deployment.host in ("0.0.0.0", "::") else deployment.host
+    url, name = f"http://{host}:{port}", deployment.public_name
+    _tell(f"""
+{ready} of {deployment.instances} instances of {name} are ready after {seconds:.1f} s: {url}/v1
+
+  curl -N {url}/v1/completions -H 'Content-Type: application/json' \\
+       -d '{{"prompt": "def fibonacci(n):", "max_tokens": 48, "temperature": 0, "stream": true}}'
+
+  python -c "from openai import OpenAI; print(OpenAI(base_url='{url}/v1', api_key='none').completions.create(
+      model='{name}', prompt='def fibonacci(n):', max_tokens=48, temperature=0).choices[0].text)"
+
+Ctrl-C stops.
+""")
+
+
+def _tell(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()

@@ -1,0 +1,53 @@
+"""Packed products equal plain ones, and are done without where they do not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from engine_models import random_runner, tiny_config
+from engine_player import Job, Player, mixed_prompts
+
+from hyperflexis.engine import linear as linear_module
+from hyperflexis.engine.linear import Linear, PackedLinear, PlainLinear, can_pack
+
+NEEDS_PACKING = pytest.mark.skipif(not can_pack(torch.float32), reason="this torch has no packed products")
+
+
+@NEEDS_PACKING
+@pytest.mark.parametrize("rows", [0, 1, 7, 32, 100])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_packed_products_equal_plain_ones(rows: int, has_bias: bool) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    weight, x, base = (torch.randn(shape, generator=generator) for shape in ((40, 24), (rows, 24), (rows, 40)))
+    bias = torch.randn(40, generator=generator) if has_bias else None
+    ways: list[Linear] = [PlainLinear(weight, bias), PackedLinear(weight, bias)]
+    plain, packed = (torch.stack((way(x), way.add_to(x, base.clone()))) for way in ways)
+    torch.testing.assert_close(packed, plain)
+    torch.testing.assert_close(plain[1], plain[0] + base)
+
+
+@NEEDS_PACKING
+def test_both_ways_emit_the_same_tokens() -> None:
+    config = tiny_config(qkv_bias=True, o_bias=True, mlp_bias=True)
+    prompts = mixed_prompts(6, 97, seed=1)
+    outputs = []
+    for limit in (0, 1 << 28):
+        runner = random_runner(config=config, packed_bytes_max=limit)
+        assert runner.is_packed == (limit > 0)
+        outputs.append(Player(runner, chunk_tokens_max=9).play([Job(i, p, 8) for i, p in enumerate(prompts)]))
+    assert outputs[0] == outputs[1]
+
+
+def test_a_torch_without_the_operators_multiplies_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Missing(PlainLinear):
+        def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+            raise AttributeError("no such operator")
+
+    class Wrong(PlainLinear):
+        def __call__(self, x: torch.Tensor) -> torch.Tensor:
+            return super().__call__(x) * 1.5
+
+    for way in (Missing, Wrong):
+        monkeypatch.setattr(linear_module, "PackedLinear", way)
+        assert not can_pack(torch.float32)
+    assert not random_runner().is_packed
