@@ -299,7 +299,7 @@ BROKEN: dict[str, tuple[Callable[[Path], dict[str, Any]], str, str]] = {
     "unknown architecture": (config(architectures=["GPT2LMHeadModel"]), "GPT2LMHeadModel", ""),
     "unknown device": (asking(device="gpu9"), "device 'gpu9' cannot be used", "--device cpu"),
     "unknown dtype": (asking(dtype="float7"), "dtype 'float7' is not one of auto, float32", ""),
-    "too small a cache": (asking(kv_bytes=100_000), "less than two blocks", "engine.kv_cache_gib"),
+    "too small a cache": (asking(kv_bytes=100_000), "fewer than 64 tokens", "engine.kv_cache_gib"),
     "more cache than memory": (asking(kv_bytes=1 << 50), "GiB of memory are available", "fewer instances"),
 }
 
@@ -322,13 +322,13 @@ async def test_failed_load_says_why_in_one_line(fleet: NativeFleet, broken: str,
 async def test_smallest_cache_serves(fleet: NativeFleet) -> None:
     host = fleet.launcher._zygote
     block_bytes = (1 << 24) // (await load(host)).blocks
-    loaded = await load(host, kv_bytes=5 * block_bytes // 2)
-    assert (loaded.blocks, loaded.context_tokens_max) == (2, 32)
+    loaded = await load(host, kv_bytes=9 * block_bytes // 2)
+    assert (loaded.blocks, loaded.context_tokens_max) == (4, 64)
     heard = Heard()
     adapter = host.fork(Fork(0, loaded.device, 1, 16, loaded.blocks, 4), heard)
     await heard.until_ready()
-    adapter.submit(submission(1, PROMPT, 27))
-    adapter.submit(submission(2, PROMPT, 28))
+    adapter.submit(submission(1, PROMPT, 64 - len(PROMPT)))
+    adapter.submit(submission(2, PROMPT, 65 - len(PROMPT)))
     await heard.until_finished(1, 2)
     assert heard.finished == {1: FinishReason.LENGTH, 2: FinishReason.FAILED}
     adapter.close()

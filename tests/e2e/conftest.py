@@ -75,7 +75,7 @@ def children(pid: int) -> list[int]:
 
 
 def wait_gone(pids: list[int]) -> None:
-    """Return once none of these processes runs; the kernel says so through their descriptors only to parents, so look."""
+    """Return once none of these processes runs. The kernel tells only parents, so look."""
     deadline_s = time.monotonic() + START_S
     while any(is_running(pid) for pid in pids):
         assert time.monotonic() < deadline_s, f"still running: {[pid for pid in pids if is_running(pid)]}"

@@ -9,6 +9,7 @@ from typing import Any
 
 import openai
 import pytest
+
 from e2e.conftest import Serving
 
 pytestmark = pytest.mark.slow

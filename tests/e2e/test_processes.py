@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
+
 from e2e.conftest import COMMAND, START_S, Serving, is_running, wait_gone
 
 pytestmark = pytest.mark.slow

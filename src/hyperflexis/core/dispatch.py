@@ -33,6 +33,7 @@ FULL_LOAD = 0.5
 """Share of the fleet's time spent on prefills from which on lost capacity counts in full."""
 FREE_LOSS = 0.02
 PEAK_PENALTY = 3.0
+INDIFFERENCE = 0.01
 CHUNK_BOUNDS = (64, 8192)
 
 
@@ -205,7 +206,11 @@ class PrefillLoad:
 
 
 class SloDispatcher:
-    """Feasible first, then the least score; between equals, the instance with fewest dispatches so far."""
+    """Feasible first, then the least score; between equals, fewest requests now, then fewest so far.
+
+    Scores within `INDIFFERENCE` count as equal: models of equal instances differ by their noise, and that must not
+    send everything to the one that measured itself a little faster.
+    """
 
     def __init__(self) -> None:
         self._load = PrefillLoad()
@@ -213,16 +218,18 @@ class SloDispatcher:
     def choose(
         self, request: Request, instances: Sequence[Instance], expected_tokens: ExpectedTokens, now: float
     ) -> Placement:
-        best: tuple[tuple[bool, float, int, int], Instance, Estimate] | None = None
+        best: tuple[tuple[bool, int, int, int, int], Instance, Estimate] | None = None
         weight = LOST_CAPACITY_WEIGHT * min(1.0, self._load.share(len(instances), now) / FULL_LOAD)
         for instance in instances:
             predicted = estimate(request, instance, expected_tokens, now, weight)
-            rank = (not is_feasible(request, predicted), predicted.score, instance.dispatches, instance.id)
+            grade = round(predicted.score / INDIFFERENCE)
+            is_harmful = not is_feasible(request, predicted)
+            rank = (is_harmful, grade, instance.requests, instance.dispatches, instance.id)
             if best is None or rank < best[0]:
                 best = (rank, instance, predicted)
         assert best is not None, "a dispatcher needs at least one instance"
-        (is_harmful, score, _, _), instance, predicted = best
+        (is_harmful, *_), instance, predicted = best
         self._load.add(instance.prefill_work_s(request, instance.cached_tokens(request)), now)
-        numbers = (("ttft_s", predicted.ttft_s), ("peak_step_s", predicted.peak_step_s), ("score", score))
+        numbers = (("ttft_s", predicted.ttft_s), ("peak_step_s", predicted.peak_step_s), ("score", predicted.score))
         reason = Reason(Why.LEAST_HARM if is_harmful else Why.FEASIBLE, numbers)
         return Placement(instance, reason, predicted.ttft_s, predicted.step_s)

@@ -101,6 +101,10 @@ class Instance:
         return f"i{self.id}"
 
     @property
+    def requests(self) -> int:
+        return len(self.waiting) + len(self.decoding)
+
+    @property
     def is_empty(self) -> bool:
         return not self.waiting and not self.decoding
 
