@@ -1,6 +1,6 @@
 """Two processes that stand in for others, so that a benchmark sees the gateway alone.
 
-    instance   speaks the wire like an engine, computes nothing: first token after FIRST_S, then one every STEP_S
+    instance   speaks the wire like an engine, computes nothing: first token at once, then one every STEP_S
     server     a bare asyncio protocol that answers any POST with the same events at the same pace: the floor
 
 Both emit on one grid, so that a step's tokens travel together, as an engine's do.
@@ -19,7 +19,6 @@ import uvloop
 from hyperflexis.wire.framing import BlockingChannel
 from hyperflexis.wire.messages import FinishReason, Ready, Shutdown, StepReport, ToInstance, Work
 
-FIRST_S = 0.020
 STEP_S = 0.010
 EVENT = (
     b'data: {"id":"cmpl-0123456789abcdef0123456789abcdef","object":"text_completion","created":1700000000,'
@@ -62,7 +61,7 @@ class StandInInstance:
 
     def _take(self, work: Work) -> None:
         for submit in work.submits:
-            self.active[submit.request] = Active(submit.max_tokens, time.monotonic() + FIRST_S)
+            self.active[submit.request] = Active(submit.max_tokens, 0.0)
         for request_id in work.cancels:
             self.active.pop(request_id, None)
 
@@ -127,9 +126,9 @@ class PlainServer(asyncio.Protocol):
         self.buffer = b""
         max_tokens = int(body.partition(b'"max_tokens":')[2].partition(b",")[0].strip(b" }"))
         if b'"stream": true' in body:
-            asyncio.get_running_loop().call_later(FIRST_S, self.first, max_tokens)
+            self.first(max_tokens)
         else:
-            asyncio.get_running_loop().call_later(FIRST_S, self.whole)
+            self.whole()
 
     def whole(self) -> None:
         self.transport.write(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import sys
@@ -60,6 +61,9 @@ async def _serve(deployment: Deployment, directory: Path) -> int:
         if launcher is None:
             return 0
         driver, gateway, port = await stack.enter_async_context(_fleet(deployment, directory, launcher))
+        # What is alive now stays: collections need not look at it again, and so stop nobody's stream for it.
+        gc.collect()
+        gc.freeze()
         ready = await _unless(stopping, _fleet_ready(driver, deployment.instances))
         if ready is not None:
             _announce(deployment, ready, port, time.monotonic() - started_s)

@@ -105,7 +105,10 @@ class Driver:
         self._next_request_id += 1
         arrival = self._arrival(request_id, request)
         self._streams[request_id] = Stream(request, sink, arrived_s=self._clock())
-        self._loop.call_soon(self._arrive, arrival)
+        if self._closed:
+            self._loop.call_soon(self._end, request_id, _SHUT_DOWN)
+        else:
+            self._feed(arrival)
         return request_id
 
     def cancel(self, ticket: int) -> None:
@@ -152,17 +155,6 @@ class Driver:
             service_class=request.service_class,
             block_hashes=tuple(hashes),
         )
-
-    def _arrive(self, arrival: RequestArrived) -> None:
-        stream = self._streams.get(arrival.request_id)
-        if stream is None:
-            return
-        if self._closed:
-            self._end(arrival.request_id, _SHUT_DOWN)
-        elif stream.ended_as == "cancelled":
-            self._end(arrival.request_id, End("cancelled"))
-        else:
-            self._feed(arrival)
 
     # -- from instances
 
@@ -259,7 +251,8 @@ class Driver:
     def _reject(self, command: Reject) -> None:
         status = 429 if command.reason.why is Why.QUEUE_FULL else 503
         end = End("rejected", None, str(command.reason), status, command.retry_after_s)
-        self._end(command.request_id, end)
+        # Not at once: `submit` may not have returned yet, and the sink is promised silence until then.
+        self._loop.call_soon(self._end, command.request_id, end)
 
     def _cancel(self, command: Cancel) -> None:
         member = self._members.get(command.instance_id)
@@ -275,8 +268,10 @@ class Driver:
         )
 
     def _end(self, request_id: int, end: End) -> None:
-        self._tell(request_id, self._streams.pop(request_id).sink.on_end, end)
-        self._changed.set()
+        stream = self._streams.pop(request_id, None)
+        if stream is not None:
+            self._tell(request_id, stream.sink.on_end, end)
+            self._changed.set()
 
     def _tell(self, request_id: int, hear: Callable[..., None], *news: object) -> None:
         try:
