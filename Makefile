@@ -12,7 +12,7 @@ TESTS ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check format constraints clean
+.PHONY: help setup serve test check bench format constraints clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -37,6 +37,9 @@ check: setup ## Check format, lint, types and the import arrows
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest tests/test_architecture.py
+
+bench: setup ## Run all benchmarks (about 20 minutes on an idle machine) into benchmarks/results
+	for name in startup gateway_cost two_classes engine_step; do $(BIN)/python benchmarks/$$name.py --json benchmarks/results/$$name.json || failed=1; done; exit $${failed:-0}
 
 format: setup ## Format the code and mend what the linter can
 	$(BIN)/ruff format .
