@@ -117,7 +117,7 @@ class Deployment(Section):
     served_name: Line | None = None
     """Name that clients ask for; null takes the model's own."""
     instances: int = Field(default=2, ge=1, le=1024)
-    """Engine processes, each with its own copy of the weights."""
+    """Engine processes; on one machine they share one copy of the weights in memory."""
     device: Device = "auto"
     """Where to compute: auto, cpu, cuda, cuda:1 or any other torch device."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

@@ -1,0 +1,90 @@
+"""The README and the docs do as they say: their code runs, their configuration loads, their links lead somewhere."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+import yaml
+from e2e.conftest import Serving
+
+from hyperflexis.cli import sources
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+README_URL = "http://127.0.0.1:8000"
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.slow
+def test_python_of_the_readme_runs(served: tuple[Serving, str]) -> None:
+    (code,) = blocks(ROOT / "README.md", "python")
+    assert README_URL in code
+    done = subprocess.run(
+        [sys.executable, "-c", code.replace(README_URL, served[1])],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert "'attained': " in done.stdout
+
+
+@pytest.mark.slow
+def test_curl_of_the_readme_is_answered(served: tuple[Serving, str]) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = re.search(r"curl -N (\S+) -H '(Content-Type: application/json)' \\\n\s+-d '(.*)'", text)
+    assert found
+    url, header, body = found.groups()
+    request = urllib.request.Request(url.replace(README_URL, served[1]), body.encode(), dict([header.split(": ")]))
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        assert answer.read().endswith(b"data: [DONE]\n\n")
+    assert json.loads(body)["stream"] is True
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "yaml")], ids=lambda page: page.name)
+def test_configuration_in_the_docs_loads(page: Path, tmp_path: Path) -> None:
+    for number, block in enumerate(blocks(page, "yaml")):
+        file = tmp_path / f"{number}.yaml"
+        file.write_text(block)
+        assert yaml.safe_load(block)
+        sources.load(config=file, env={}, flags={}, sets=())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+def test_make_targets_that_are_named_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for page in PAGES:
+        named = set(re.findall(r"(?:`|^    )make ([a-z]+)", page.read_text(encoding="utf-8"), re.MULTILINE))
+        assert named <= targets, page
+
+
+def test_verdict_in_the_docs_has_the_fields_of_a_verdict() -> None:
+    from hyperflexis.core.slo import Slo, Timeline, Verdict
+    from hyperflexis.gateway.backend import End
+    from hyperflexis.gateway.promises import Granted
+    from hyperflexis.gateway.verdict import report
+
+    (shown,) = blocks(ROOT / "docs" / "api.md", "json")
+    times = Timeline(0.0, 0.0, 0.1, 0.2, 0.3, 2, 0.1, 0.1)
+    real = report([End("stop", Verdict("chat", 0, Slo(), times, "i0"))], Granted("chat", 0))
+    assert isinstance(real, dict)
+    assert keys(json.loads(shown)) == keys(real)
+
+
+def keys(told: object) -> object:
+    return {name: keys(value) for name, value in told.items()} if isinstance(told, dict) else None
