@@ -9,6 +9,7 @@ Both emit on one grid, so that a step's tokens travel together, as an engine's d
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import sys
 import time
@@ -172,9 +173,9 @@ async def serve_plain() -> None:
 
 def main() -> None:
     if sys.argv[1] == "instance":
-        StandInInstance(
-            socket.socket(fileno=int(sys.argv[2])), [int(token) for token in sys.argv[3].split(",")]
-        ).serve()
+        tokens = [int(token) for token in sys.argv[3].split(",")]
+        with contextlib.suppress(EOFError):  # The gateway's process was killed.
+            StandInInstance(socket.socket(fileno=int(sys.argv[2])), tokens).serve()
     else:
         uvloop.run(serve_plain())
 
