@@ -4,7 +4,8 @@
 
 `serve`: the installed command with two instances of the demo model, from its start until /ready shows both. `instance`:
 one more instance of a running fleet, from the order to the first token it computed, forked from the warm zygote. Memory
-is what the kernel counts as private to an instance's process.
+is what the kernel counts as private to an instance's process after it has computed a long prompt beside fifteen others;
+the first instance, which also calibrates, counts with the rest.
 """
 
 from __future__ import annotations
@@ -59,10 +60,12 @@ def serve_ready_s() -> float:
 
 
 class FirstToken:
-    """Listens to one instance: asks for a token as soon as it is ready."""
+    """Listens to one instance: asks for a token as soon as it is ready, and then for a lot of them."""
 
     def __init__(self) -> None:
         self.seen: asyncio.Future[dict[str, float]] = asyncio.get_running_loop().create_future()
+        self.worked: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.finished = 0
         self.begin_s = time.perf_counter()
         self.phases: dict[str, float] = {}
 
@@ -71,7 +74,14 @@ class FirstToken:
         self.adapter.submit(Submit(1, list(range(10, 42)), [], 1, Sampling(temperature=0.0)))
 
     def on_report(self, report: StepReport) -> None:
-        self.seen.set_result({"first_token": time.perf_counter() - self.begin_s, **self.phases})
+        if not self.seen.done():
+            self.seen.set_result({"first_token": time.perf_counter() - self.begin_s, **self.phases})
+            for number in range(2, 18):
+                prompt = [number] * (1500 if number == 2 else 200)
+                self.adapter.submit(Submit(number, prompt, [], 32, Sampling(temperature=0.0)))
+        self.finished += len(report.finished)
+        if self.finished == 17:
+            self.worked.set_result(None)
 
     def on_lost(self, why: str) -> None:
         self.seen.set_exception(RuntimeError(why))
@@ -85,7 +95,9 @@ async def instances(count: int) -> list[dict[str, float]]:
         listener = FirstToken()
         listener.adapter = launcher.launch(number, Role.MIXED, listener)
         adapters.append(listener.adapter)
-        results.append({**await listener.seen, "private_mb": private_mb(launcher.pids[number])})
+        seen = await listener.seen
+        await listener.worked
+        results.append({**seen, "private_mb": private_mb(launcher.pids[number])})
     for adapter in adapters:
         adapter.close()
     await launcher.close()
@@ -108,10 +120,11 @@ def main() -> int:
         "first_instance": first,
         "instance_first_token_s": record.spread([other["first_token"] for other in others]),
         "instance_ready_s": record.spread([other["ready"] for other in others]),
-        "private_mb": record.spread([other["private_mb"] for other in others]),
+        "private_mb": record.spread([one["private_mb"] for one in (first, *others)]),
         "instances": others,
     }
-    missed = [name for name, limit in LIMITS.items() if table[name]["median"] > limit]
+    judged = {"serve_ready_s": "median", "instance_first_token_s": "median", "private_mb": "max"}
+    missed = [name for name, limit in LIMITS.items() if table[name][judged[name]] > limit]
     for name, limit in LIMITS.items():
         row = table[name]
         print(f"{name:24} median {row['median']:.3f}  {row['min']:.3f} to {row['max']:.3f}  limit {limit}")

@@ -49,7 +49,7 @@ class Load:
 
 
 LOADS = (
-    Load("strict", 0.6, (24, 96), (8, 32), ttft_s=2.0, tpot_s=0.1),
+    Load("strict", 0.6, (24, 96), (8, 32), ttft_s=2.0, tpot_s=0.3),
     Load("loose", 0.4, (600, 1400), (32, 96), ttft_s=30.0, tpot_s=0.5),
 )
 
@@ -120,7 +120,7 @@ async def capacity(launcher: LocalLauncher, seconds: float, seed: int) -> tuple[
         print(f"round_robin at {rate:6.2f}/s: {told(kept)}", flush=True)
         return min(kept.values()) >= HOLDS
 
-    low, high = 0.0, 16.0
+    low, high = 0.0, 20.0
     while await holds(high):
         low, high = high, 1.5 * high
     while high - low > 0.06 * high:

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-HOST_CONTEXTS = 8
+HOST_CONTEXTS = 4
 """Without a size given, the KV cache of an instance on a CPU holds this many sequences of full length."""
 KV_TOKENS_MIN = 64
 """Less holds no request worth serving, nor the steps of a calibration."""
