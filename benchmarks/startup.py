@@ -4,8 +4,8 @@
 
 `serve`: the installed command with two instances of the demo model, from its start until /ready shows both. `instance`:
 one more instance of a running fleet, from the order to the first token it computed, forked from the warm zygote. Memory
-is what the kernel counts as private to an instance's process after it has computed a long prompt beside fifteen others;
-the first instance, which also calibrates, counts with the rest.
+is what the kernel counts as private to an instance's process after all of them have computed a long prompt beside
+fifteen others; the first instance, which also calibrates, counts with the rest.
 """
 
 from __future__ import annotations
@@ -97,7 +97,10 @@ async def instances(count: int) -> list[dict[str, float]]:
         adapters.append(listener.adapter)
         seen = await listener.seen
         await listener.worked
-        results.append({**seen, "private_mb": private_mb(launcher.pids[number])})
+        results.append(seen)
+    # Only now: while an instance is alone, pages of libraries that it shares with nobody yet count as its own.
+    for number, result in enumerate(results):
+        result["private_mb"] = private_mb(launcher.pids[number])
     for adapter in adapters:
         adapter.close()
     await launcher.close()
