@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from e2e.conftest import Serving
 
+from e2e.conftest import Serving
 from hyperflexis.cli import sources
 
 ROOT = Path(__file__).parents[2]

@@ -138,6 +138,17 @@ async def _first_segments() -> None:
     assert min(took_s[1:]) < 0.055
 
 
+@pytest.mark.parametrize("held_chars", [1, 3, 8])
+@on_loop
+async def test_first_tokens_without_text_do_not_overtake_the_head(held_chars: int) -> None:
+    """They are held back where they may begin a stop string; the head comes first all the same."""
+    stop = ANSWER[:held_chars] + "\u2603"
+    async with served(FakeBackend(answer_script(step_s=0.003))) as it:
+        for _ in range(2):
+            events = await it.events("/v1/completions", COMPLETION | {"stop": [stop]})
+            assert text_of(events) == ANSWER
+
+
 @on_loop
 async def test_each_token_is_its_own_event() -> None:
     script = Script(tokens=codec().encode("Hello text"), step_s=0.005)

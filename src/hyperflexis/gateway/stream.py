@@ -46,6 +46,7 @@ class EventStream:
         self._backlog: list[bytes] = []
         self._backlog_bytes = 0
         self._pushing = False
+        self._is_head_sent = False
         self._finished = False
         self._dead = self._transport is None
         self._wake = asyncio.Event()
@@ -137,9 +138,11 @@ class EventStream:
                     return
                 if data:
                     await response.write(data)
+                    self._is_head_sent = True
                     continue
             self._wake.clear()
-            self._pushing = self._may_push
+            # The head leaves with the first write, and a first token may have no text yet: nothing may overtake it.
+            self._pushing = self._may_push and self._is_head_sent
             await self._wake.wait()
         raise ConnectionResetError("The client does not read.")
 
