@@ -21,7 +21,7 @@ def machine(*packages: str) -> dict[str, Any]:
     """Describe where and with what this ran."""
     return {
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": os.cpu_count(),
         "load_average": [round(load, 2) for load in os.getloadavg()],
         "python": platform.python_version(),
         "kernel": platform.release(),
