@@ -10,18 +10,13 @@ ours is one packed step. Ratios are ours / transformers; read them, not the mill
 
 from __future__ import annotations
 
-import argparse
 import gc
-import json
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +25,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 import transformers
 
+import record
 from hyperflexis.engine.arena import ArenaLayout
 from hyperflexis.engine.config import ModelConfig
 from hyperflexis.engine.runner import Runner, SequenceSlice
@@ -187,29 +183,8 @@ def measure(path: Path, dtype_name: str, batches: list[int], rounds: int) -> lis
     return rows
 
 
-def machine() -> dict[str, Any]:
-    model = platform.processor()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), model)
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    dirty = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=False).stdout
-    return {
-        "cpu": model,
-        "cores": os.cpu_count(),
-        "load_average": list(os.getloadavg()),
-        "torch_threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "commit": git.stdout.strip() + (" with changes" if dirty else ""),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--json", type=Path, help="where to write the results")
+    parser = record.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--dtypes", nargs="+", choices=sorted(DTYPES), default=["float32", "bfloat16"])
@@ -234,9 +209,9 @@ def main() -> int:
             f"{each['name']:22} ours {each['ours_ms']:8.3f} ms   transformers {theirs:8.3f} ms   ratio {ratio:.2f} "
             f"(loop {each['ratio_loop']:.2f})" + (f"   limit {limit}" if limit else "")
         )
-    if options.json:
-        report = {"machine": machine(), "model": TINY, "rounds": options.rounds, "rows": rows, "missed": missed}
-        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    machine = {**record.machine("torch", "transformers"), "torch_threads": torch.get_num_threads()}
+    report = {"machine": machine, "model": TINY, "rounds": options.rounds, "rows": rows, "missed": missed}
+    record.write(options.json, report)
     print("missed: " + ", ".join(missed) if missed else "all limits kept")
     return 1 if missed else 0
 
