@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from hyperflexis.core.slo import ServiceClass, Slo, Timeline, Verdict
 from hyperflexis.gateway import Gateway, TextCodec
-from hyperflexis.gateway.backend import End, EndReason, InstanceStatus, ServedModel, TokenSink
+from hyperflexis.gateway.backend import End, EndReason, ServedModel, TokenSink
 from hyperflexis.gateway.chat_template import ChatTemplate
 from hyperflexis.wire.messages import GenerateRequest, TokenLogprobs
 
@@ -94,6 +94,19 @@ class Running:
     request: GenerateRequest
     sink: TokenSink
     task: asyncio.Task[None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceStatus:
+    """A plain one, as the gateway reads it."""
+
+    name: str
+    state: str
+    role: str
+    waiting_seqs: int
+    running_seqs: int
+    blocks: int
+    blocks_free: int
 
 
 @dataclass

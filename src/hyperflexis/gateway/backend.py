@@ -85,7 +85,7 @@ class ServedModel:
     """Prompt and output together: the smaller of what the model and what an instance's KV pool can hold."""
 
 
-class InstanceState(Protocol):
+class InstanceStatus(Protocol):
     """One instance as /ready and /metrics read it."""
 
     @property
@@ -110,19 +110,6 @@ class InstanceState(Protocol):
     def blocks_free(self) -> int: ...
 
 
-@dataclass(frozen=True, slots=True)
-class InstanceStatus:
-    """A plain `InstanceState`."""
-
-    name: str
-    state: str
-    role: str
-    waiting_seqs: int
-    running_seqs: int
-    blocks: int
-    blocks_free: int
-
-
 class Fleet(Protocol):
     """What turns prompts into tokens."""
 
@@ -132,7 +119,7 @@ class Fleet(Protocol):
     def cancel(self, ticket: int) -> None:
         """Stop the work within one step. Unknown or ended tickets are ignored."""
 
-    def instances(self) -> Sequence[InstanceState]: ...
+    def instances(self) -> Sequence[InstanceStatus]: ...
 
     def is_ready(self) -> bool:
         """Whether at least one instance takes requests and the fleet is not draining."""
