@@ -45,7 +45,7 @@ def peer() -> Iterator[Peer]:
 
 
 def report(request: int, token: int) -> StepReport:
-    return StepReport(0.01, 0, 0, 1, 9, [request], [token], [], [], [], [], [], 0, 0, 1, 5)
+    return StepReport(0.01, 0, 0, 1, 9, [request], [token], [], [], [], [], [], [], 1, 0, 0, 1, 5)
 
 
 async def turn() -> None:
@@ -68,10 +68,10 @@ async def test_all_of_one_turn_travels_as_one_message(peer: Peer) -> None:
 @virtual
 async def test_what_is_said_before_the_connection_is_sent_after_it(peer: Peer) -> None:
     adapter = peer.adapter(Heard())
-    adapter.configure({"order": "fcfs"})
+    adapter.configure({"order": "arrival"})
     adapter.submit(submission(1, [1]))
     await turn()
-    assert peer.receive() == [Configure({"order": "fcfs"}), Work([submission(1, [1])], [])]
+    assert peer.receive() == [Configure({"order": "arrival"}), Work([submission(1, [1])], [])]
     adapter.close()
     await turn()
     assert peer.receive() == [Shutdown()]

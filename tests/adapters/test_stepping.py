@@ -9,6 +9,7 @@ import pytest
 from helpers.builders import SIMPLE, scheduler
 from hyperflexis.adapters.stepping import StepOutcome, Stepping, sequence_of, step_rules
 from hyperflexis.core.blocks import BlockPool
+from hyperflexis.core.cadence import STEPS_MAX
 from hyperflexis.core.latency import LatencyModel, OnlineLatency, StepHistory, StepShape
 from hyperflexis.core.slo import Slo
 from hyperflexis.core.step import StepRules, StepScheduler
@@ -34,7 +35,7 @@ def step(
 
 
 def test_rules_are_read_from_a_message() -> None:
-    assert step_rules({"order": "fcfs", "prefill_tokens_max": 7}) == StepRules(order="fcfs", prefill_tokens_max=7)
+    assert step_rules({"order": "arrival", "prefill_tokens_max": 7}) == StepRules(order="arrival", prefill_tokens_max=7)
 
 
 def test_unknown_rule_is_an_error_that_names_it() -> None:
@@ -193,6 +194,35 @@ def test_preempted_are_reported() -> None:
     stepping.submit(submit(2, prompt=4, max_tokens=8), now=0.0)
     reports = [step(stepping)[0] for _ in range(8)]
     assert [report.preempted for report in reports if report.preempted] == [[2]]
+
+
+def test_steps_of_decodes_alone_are_told_a_few_at_a_time() -> None:
+    stepping = Stepping(scheduler(blocks=1000, block_tokens=4))
+    stepping.submit(submit(1, max_tokens=3 * STEPS_MAX), now=0.0)
+    reports = [step(stepping)[0] for _ in range(2 * STEPS_MAX + 4)]
+    assert (reports[0].began, reports[0].steps) == ([1], 1)
+    told = {number: report.steps for number, report in enumerate(reports) if report.steps}
+    assert told == {0: 1, STEPS_MAX: STEPS_MAX, 2 * STEPS_MAX: STEPS_MAX}
+    assert all(report.tokens == [7] for report in reports), "clients need not wait"
+    stepping.submit(submit(2), now=0.0)
+    report, _ = step(stepping)
+    assert (report.began, report.steps) == ([2], 4), "three untold ones and this"
+
+
+@pytest.mark.parametrize("news", ["end", "cancel", "failure", "preemption"])
+def test_step_with_news_is_told_with_those_before_it(news: str) -> None:
+    stepping = Stepping(scheduler(blocks=8, block_tokens=4))
+    stepping.submit(submit(1, prompt=8, max_tokens=5 if news == "end" else 24), now=0.0)
+    if news == "preemption":
+        stepping.submit(submit(2, prompt=8, max_tokens=24), now=0.0)
+    assert step(stepping)[0].steps == 1
+    quiet = [step(stepping)[0] for _ in range(8 if news == "preemption" else 3)]
+    assert [report.steps for report in quiet] == [0] * len(quiet)
+    if news == "cancel":
+        stepping.cancel(1)
+        assert stepping.has_news()
+    report, _ = step(stepping, errors={1: "not finite"} if news == "failure" else {})
+    assert report.steps == len(quiet) + 1
 
 
 def test_new_latency_model_is_reported_when_there_is_one() -> None:

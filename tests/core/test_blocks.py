@@ -153,6 +153,16 @@ def test_tail_of_a_prefix_is_evicted_before_its_head() -> None:
     assert pool.find(chain(1, 2, 3)) == blocks[:2]
 
 
+def test_free_blocks_go_before_cached_ones_and_no_more_are_evicted_than_needed() -> None:
+    pool = BlockPool(6, 4)
+    blocks = pool.take(4)
+    for block, content in zip(blocks, chain(1, 2, 3, 4), strict=True):
+        pool.publish(block, content)
+    pool.release(blocks)
+    assert len(pool.take(3)) == 3
+    assert pool.find(chain(1, 2, 3, 4)) == blocks[:3]
+
+
 def test_first_block_with_some_content_is_the_one_shared() -> None:
     pool = BlockPool(2, 4)
     first, second = pool.take(2)
@@ -164,12 +174,29 @@ def test_first_block_with_some_content_is_the_one_shared() -> None:
     assert pool.take(1) == [second]
 
 
-def test_releasing_or_publishing_what_nobody_holds_fails() -> None:
+def test_releasing_a_published_block_that_nobody_holds_fails() -> None:
     pool = BlockPool(1, 4)
+    blocks = pool.take(1)
+    pool.publish(blocks[0], b"x")
+    pool.release(blocks)
     with pytest.raises(AssertionError, match="not held"):
-        pool.release([0])
-    with pytest.raises(AssertionError, match="not held"):
-        pool.publish(0, b"x")
+        pool.release(blocks)
+
+
+def test_disowned_block_is_free_once_its_last_holder_lets_go() -> None:
+    pool = BlockPool(2, 4)
+    blocks = pool.take(1)
+    pool.publish(blocks[0], b"x")
+    pool.hold(pool.find([b"x"]))
+    pool.disown(blocks)
+    assert pool.find([b"x"]) == []
+    (other,) = pool.take(1)
+    pool.publish(other, b"x")
+    pool.release(blocks)
+    pool.release(blocks)
+    pool.check()
+    assert pool.find([b"x"]) == [other]
+    assert pool.blocks_free == 1
 
 
 def test_check_finds_a_block_in_two_places() -> None:
@@ -178,5 +205,5 @@ def test_check_finds_a_block_in_two_places() -> None:
     pool._free.append(1)
     with pytest.raises(AssertionError, match="free"):
         pool.check()
-    with pytest.raises(AssertionError, match="holders differ"):
-        pool.check_holders({})
+    with pytest.raises(AssertionError, match="is free"):
+        pool.check_holders({1: 1})

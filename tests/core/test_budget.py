@@ -19,12 +19,27 @@ def test_pace_aims_a_little_below_the_promise() -> None:
 
 
 def test_pace_of_an_end_to_end_deadline_is_what_the_first_token_left() -> None:
-    assert budget.pace_s(slo(e2e_s=11.0), 2.0, 3.0, 10) == pytest.approx(0.97 * 10.0 / 10)
+    pace_s = budget.pace_s(slo(e2e_s=11.0), 2.0, 3.0, 10)
+    assert pace_s is not None
+    assert 2 ** (-1 / 16) * 0.97 * 10.0 / 10 < pace_s <= 0.97 * 10.0 / 10, "rounded down"
+
+
+@given(st.floats(0.001, 1000.0), st.floats(0.0, 10.0), st.integers(1, 5000))
+def test_many_end_to_end_deadlines_make_few_paces_and_none_is_too_slow(
+    e2e_s: float, first_s: float, tokens: int
+) -> None:
+    pace_s = budget.pace_s(slo(e2e_s=e2e_s), 0.0, first_s, tokens)
+    assert pace_s is not None
+    exact_s = 0.97 * max(0.0, e2e_s - first_s) / tokens
+    assert 2 ** (-1 / 16) * exact_s * (1 - 1e-9) <= pace_s <= exact_s * (1 + 1e-9)
+    if pace_s:
+        assert 16 * math.log2(pace_s) == pytest.approx(round(16 * math.log2(pace_s)), abs=1e-6)
 
 
 def test_pace_is_the_stricter_of_both() -> None:
     assert budget.pace_s(slo(tpot_s=0.1, e2e_s=100.0), 0.0, 0.0, 10) == pytest.approx(0.097)
-    assert budget.pace_s(slo(tpot_s=0.1, e2e_s=0.5), 0.0, 0.0, 10) == pytest.approx(0.97 * 0.05)
+    only_s = budget.pace_s(slo(e2e_s=0.5), 0.0, 0.0, 10)
+    assert budget.pace_s(slo(tpot_s=0.1, e2e_s=0.5), 0.0, 0.0, 10) == only_s
 
 
 def test_no_promise_has_no_pace_and_a_missed_deadline_leaves_none() -> None:

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers.builders import H100_8B, SIMPLE, decode, instance, place, request, slo
+from helpers.builders import H100_8B, SIMPLE, cluster, decode, instance, place, request, slo
+from hyperflexis.core.cluster import Cluster
 from hyperflexis.core.commands import Why
-from hyperflexis.core.dispatch import Estimate, Placement, PrefillLoad, SloDispatcher, estimate, is_feasible
+from hyperflexis.core.dispatch import (
+    FEW,
+    INDIFFERENCE,
+    LOST_CAPACITY_WEIGHT,
+    Estimate,
+    Placement,
+    PrefillLoad,
+    SloDispatcher,
+    estimate,
+    is_feasible,
+    score,
+)
 from hyperflexis.core.instance import Instance
 from hyperflexis.core.latency import StepShape
 from hyperflexis.core.prefix import block_hashes
@@ -19,16 +33,30 @@ from hyperflexis.core.request import Request
 from hyperflexis.core.slo import Slo
 
 
-def all_asked(one: Request) -> int:
-    return one.max_tokens
-
-
 def look(one: Request, on: Instance, now: float = 0.0) -> Estimate:
-    return estimate(one, on, all_asked, now)
+    return estimate(one, on, one.max_tokens, now)
+
+
+def beside(*instances: Instance) -> Cluster:
+    """A cluster in which these are ready, and nothing is known of lengths."""
+    made = Cluster()
+    made.loads.reset(instances)
+    return made
 
 
 def choose(one: Request, *instances: Instance, now: float = 0.0) -> Placement:
-    return SloDispatcher().choose(one, instances, all_asked, now)
+    return SloDispatcher().choose(one, instances, beside(*instances), now)
+
+
+class Weighted(SloDispatcher):
+    """Unbound capacity is worth what the test says."""
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def _capacity_weight(self, instances: int) -> float:
+        return self.weight
 
 
 # Estimates.
@@ -52,12 +80,8 @@ def test_rest_of_the_running_step_counts_until_it_is_over() -> None:
     decode(request(1), busy)
     busy.observe_step(StepShape(0, 0, 1, 11), 0.011, now=1.0)
     other = request(2, prompt_tokens=20)
-    rest_s = look(other, busy, now=1.004).ttft_s - look(replace_arrival(other, 1.1), busy, now=1.1).ttft_s
-    assert rest_s == pytest.approx(1.004 + 0.007)
-
-
-def replace_arrival(one: Request, arrived_s: float) -> Request:
-    return request(one.id, one.prompt_tokens, one.max_tokens, arrived_s=arrived_s)
+    later_s = look(other, busy, now=1.014).ttft_s - look(other, busy, now=1.004).ttft_s
+    assert later_s == pytest.approx(0.010 + 0.008 - 0.007), "a step like it follows, of which nothing is told yet"
 
 
 def test_decodes_stretch_a_prefill() -> None:
@@ -110,16 +134,15 @@ def test_expected_length_is_what_blocks_are_planned_for() -> None:
     small = instance(blocks=4, block_tokens=4)
     one = request(prompt_tokens=8, max_tokens=100)
     assert not look(one, small).has_blocks
-    assert estimate(one, small, lambda _: 8, 0.0).has_blocks
+    assert estimate(one, small, 8, 0.0).has_blocks
 
 
-def test_resumed_request_needs_at_least_what_it_has() -> None:
-    """Its expected length may be below what it has emitted; the prefill covers both."""
-    resumed = request(prompt_tokens=20, max_tokens=50)
-    resumed.emitted_tokens = 30
-    seen = estimate(resumed, instance(blocks=3, block_tokens=16), lambda _: 4, 0.0)
+def test_resumed_request_prefills_what_it_has_and_plans_for_what_it_becomes() -> None:
+    resumed = request(prompt_tokens=20, max_tokens=50, tokens_before=30)
+    seen = estimate(resumed, instance(blocks=3, block_tokens=16), 31, 0.0)
     assert not seen.has_blocks
     assert seen.ttft_s == pytest.approx(0.010 + 0.050)
+    assert seen.peak_step_s == pytest.approx(0.011)
 
 
 def test_learnt_slowness_lengthens_estimates() -> None:
@@ -142,19 +165,88 @@ def test_learnt_slowness_of_mixed_steps_lengthens_prefills_beside_decodes() -> N
     assert look(asked, busy).ttft_s - 0.010 == pytest.approx(1.5 * (before_s - 0.010), rel=1e-3)
 
 
-def test_peak_beyond_the_strictest_pace_costs_score() -> None:
-    """Two asked for at 12 ms per token keep it; a third would not, when all three decode."""
-    busy = instance()
-    for number in range(2):
-        decode(request(number, slo=slo(tpot_s=0.0125)), busy)
-    calm = look(request(5, prompt_tokens=1, slo=slo(tpot_s=0.013)), busy)
-    busy.decoding[0].slo = busy.decoding[1].slo = slo(tpot_s=0.0131)
-    assert look(request(5, prompt_tokens=1, slo=slo(tpot_s=0.0131)), busy).score < calm.score - 2.9
+# Scores.
+
+
+def expected_score(one: Request, on: Instance, expected_tokens: int, weight: float) -> float:
+    """The formula of the module, term by term."""
+    model, factor = on.latency.model, on.latency.correction.factor("decode")
+
+    def step_s(seqs: int, context: int) -> float:
+        return factor * model.decode_step_s(seqs, context)
+
+    seqs, context = len(on.decoding), on.context_tokens
+    tpot_s = math.inf if one.slo.tpot_s is None else one.slo.tpot_s
+    before_s = min(0.2, on.strictest_pace_s()) if model.decode_base_s < 0.05 else 4 * model.decode_base_s
+    pace_s = min(before_s, tpot_s)
+    left_before = 1 - step_s(max(1, seqs), context) / before_s
+    left = 1 - step_s(seqs + 1, context + one.context_tokens) / pace_s
+    own_s = on.prefill_work_s(one, on.cached_tokens(one))
+    queued_s = on.waiting_s() + 0.1 * model.prefill_token_s * context
+    peak_s = step_s(on.requests + 1, on.planned_tokens + one.prompt_tokens + expected_tokens)
+    return weight * max(0.0, left_before - left - 0.02) + (queued_s + own_s) / max(0.1, left) + 3 * (peak_s > pace_s)
+
+
+LOADS = st.tuples(
+    st.integers(1, 400),
+    st.integers(1, 60),
+    st.sampled_from([None, 0.015, 0.03, 0.5]),
+    st.integers(0, 40),
+    st.booleans(),
+)
+"""(prompt, answer, TPOT, tokens emitted or none, whether the prompt is one that others have)."""
+
+
+def loaded(fleet: Sequence[Instance], specs: list[list[tuple[int, int, float | None, int, bool]]]) -> None:
+    number = 0
+    for on, works in zip(fleet, specs, strict=False):
+        for prompt, answer, tpot_s, emitted, shares in works:
+            hashes = tuple(block_hashes(range(prompt), 16)) if shares else ()
+            one = request(number, prompt, answer + emitted, slo=slo(tpot_s=tpot_s), block_hashes=hashes)
+            if emitted:
+                decode(one, on, emitted)
+            else:
+                place(one, on)
+            number += 1
+        on.observe_step(StepShape(0, 0, 1, 10), 0.008 + 0.0001 * number, 0.0)
+
+
+@pytest.mark.parametrize("instances", [2, FEW, FEW + 1, 12])
+@settings(max_examples=40)
+@given(specs=st.lists(st.lists(LOADS, max_size=4), max_size=12), asked=LOADS, weight=st.sampled_from([0.0, 3.0, 10.0]))
+def test_chosen_is_the_least_of_the_formula(
+    instances: int,
+    specs: list[list[tuple[int, int, float | None, int, bool]]],
+    asked: tuple[int, int, float | None, int, bool],
+    weight: float,
+) -> None:
+    """Of those as good as the best, the one with the fewest requests, then the fewest so far, then the oldest."""
+    made = cluster(instances, H100_8B)
+    loaded(made.ready, specs)
+    prompt, answer, tpot_s, emitted, _ = asked
+    promise, hashes = slo(tpot_s=tpot_s), tuple(block_hashes(range(prompt), 16))
+    one = request(999, prompt, answer + emitted, slo=promise, tokens_before=emitted, block_hashes=hashes)
+    expected = [expected_score(one, each, answer + emitted, weight) for each in made.ready]
+    chosen = Weighted(weight).choose(one, made.ready, made, 0.0).instance
+    numbers = (one.context_tokens, prompt + answer + emitted, tpot_s or math.inf, weight)
+    cached = np.array([each.cached_tokens(one) for each in made.ready], dtype=np.float64)
+    made.loads.refresh()
+    at_once = score(made.loads.table(made.ready), *numbers, cached, np.minimum, np.maximum)
+    assert list(at_once) == pytest.approx(expected)
+    one_by_one = [score(made.loads.column(i), *numbers, i.cached_tokens(one), min, max) for i in made.ready]
+    assert one_by_one == pytest.approx(expected)
+    equals = [each for each, value in zip(made.ready, at_once, strict=True) if value <= min(at_once) + INDIFFERENCE]
+    assert chosen is min(equals, key=lambda each: (each.requests, each.dispatches, each.id))
+
+
+def test_slow_machines_are_not_held_to_paces_that_they_could_not_keep() -> None:
+    slow = replace(SIMPLE, decode_base_s=0.1)
+    assert look(request(), instance(model=slow)).strictest_pace_s == 0.4
 
 
 # Feasibility, one check at a time.
 
-FINE = Estimate(ttft_s=0.9, step_s=0.05, peak_step_s=0.08, strictest_pace_s=0.1, has_blocks=True, score=0.0)
+FINE = Estimate(ttft_s=0.9, e2e_s=5.0, step_s=0.05, peak_step_s=0.08, strictest_pace_s=0.1, has_blocks=True)
 ASKED = slo(ttft_s=1.0, tpot_s=0.1)
 
 
@@ -175,6 +267,19 @@ def test_each_check_alone_decides(change: dict[str, float], is_fine: bool) -> No
     assert is_feasible(request(slo=ASKED), replace(FINE, **change)) is is_fine
 
 
+def test_end_to_end_promise_is_looked_at_even_after_the_first_token() -> None:
+    resumed = request(slo=slo(e2e_s=5.0))
+    resumed.first_token_s = 0.5
+    assert is_feasible(resumed, FINE)
+    assert not is_feasible(resumed, replace(FINE, e2e_s=5.001))
+
+
+def test_whole_answer_is_its_first_token_and_steps_at_the_peak() -> None:
+    asked = request(prompt_tokens=20, max_tokens=50, tokens_before=10)
+    seen = estimate(asked, instance(), 30, 0.0)
+    assert seen.e2e_s == pytest.approx(seen.ttft_s + 20 * seen.peak_step_s)
+
+
 def test_without_ttft_only_neighbours_and_blocks_matter() -> None:
     assert is_feasible(request(slo=slo(tpot_s=0.1)), replace(FINE, ttft_s=99.0))
 
@@ -188,14 +293,11 @@ def test_request_that_has_its_first_token_can_no_longer_be_late_with_it() -> Non
 # Choice.
 
 
-def test_feasible_goes_before_a_better_score() -> None:
-    """A long queue of loose work scores worse than blocks that do not suffice, and is still the place to go."""
-    queue, full = instance(0), instance(1, blocks=2)
-    for number in range(5):
-        place(request(number + 10, prompt_tokens=100), queue)
-    placement = choose(request(1, prompt_tokens=30, max_tokens=10, slo=slo(ttft_s=1.0)), queue, full)
-    assert placement.instance is queue
+def test_reason_says_whether_the_promises_are_kept_where_it_goes() -> None:
+    placement = choose(request(1, prompt_tokens=30, max_tokens=10, slo=slo(ttft_s=1.0)), instance(0), instance(1))
     assert placement.reason.why is Why.FEASIBLE
+    placement = choose(request(1, prompt_tokens=30, max_tokens=10, slo=slo(ttft_s=0.03)), instance(0), instance(1))
+    assert placement.reason.why is Why.LEAST_HARM
 
 
 def test_where_nothing_fits_the_least_harm_wins() -> None:
@@ -205,7 +307,7 @@ def test_where_nothing_fits_the_least_harm_wins() -> None:
     placement = choose(request(1, prompt_tokens=100, slo=slo(ttft_s=0.1)), near, far)
     assert placement.instance is near
     assert placement.reason.why is Why.LEAST_HARM
-    assert {name for name, _ in placement.reason.numbers} == {"ttft_s", "peak_step_s", "score"}
+    assert {name for name, _ in placement.reason.numbers} == {"ttft_s", "peak_step_s"}
 
 
 def test_two_dispatches_in_a_row_see_each_other() -> None:
@@ -228,11 +330,9 @@ def test_equals_take_turns() -> None:
     assert chosen == [0, 1, 0, 1]
 
 
-@pytest.mark.parametrize(("dispatched_s", "joins"), [(0.0, False), (10.0, True)])
-def test_strict_work_joins_strict_work_where_capacity_is_scarce(dispatched_s: float, joins: bool) -> None:
+@pytest.mark.parametrize(("weight", "joins"), [(0.0, False), (10.0, True)])
+def test_strict_work_joins_strict_work_where_capacity_is_scarce(weight: float, joins: bool) -> None:
     """Binding a second instance to a strict pace costs prefill capacity; only a busy fleet has a use for it."""
-    dispatcher = SloDispatcher()
-    dispatcher._load.add(dispatched_s, 0.0)
     strict, loose = instance(0, H100_8B), instance(1, H100_8B)
     for number in range(4):
         decode(request(number, prompt_tokens=500, slo=slo(tpot_s=0.02)), strict)
@@ -240,16 +340,37 @@ def test_strict_work_joins_strict_work_where_capacity_is_scarce(dispatched_s: fl
     for number in range(3):
         place(request(number + 20, prompt_tokens=200, slo=slo(ttft_s=1.0)), strict)
     newcomer = request(30, prompt_tokens=100, slo=slo(1.0, 0.02))
-    chosen = dispatcher.choose(newcomer, [strict, loose], all_asked, 0.0)
+    chosen = Weighted(weight).choose(newcomer, [strict, loose], beside(strict, loose), 0.0)
     assert (chosen.instance is strict) is joins
 
 
 def test_load_of_prefills_decays() -> None:
     load = PrefillLoad()
-    load.add(4.0, 0.0)
-    load.add(4.0, 0.0)
-    assert load.share(2, 0.0) == pytest.approx(8.0 / PrefillLoad.MEMORY_S / 2)
-    assert load.share(2, PrefillLoad.MEMORY_S) == pytest.approx(8.0 / math.e / PrefillLoad.MEMORY_S / 2)
+    load.add(0.1, 4.0, 0.0)
+    load.add(0.1, 4.0, 0.0)
+    assert load.share(2) == pytest.approx(8.0 / PrefillLoad.MEMORY_S / 2)
+    load.add(0.1, 0.0, PrefillLoad.MEMORY_S)
+    assert load.share(2) == pytest.approx(8.0 / math.e / PrefillLoad.MEMORY_S / 2)
+
+
+def test_work_of_the_strictest_pace_is_told_from_looser_work() -> None:
+    load = PrefillLoad()
+    assert load.looser_share() == 0.0
+    load.add(0.1, 4.0, 0.0)
+    assert load.looser_share() == 0.0
+    load.add(math.inf, 4.0, 0.0)
+    load.add(0.05, 2.0, 0.0)
+    assert load.looser_share() == pytest.approx(0.8)
+
+
+def test_capacity_is_worth_nothing_to_an_idle_fleet_nor_to_one_of_a_single_pace() -> None:
+    dispatcher = SloDispatcher()
+    assert dispatcher._capacity_weight(1) == 0.0
+    dispatcher._load.add(0.1, 100.0, 0.0)
+    assert dispatcher._capacity_weight(1) == 0.0
+    dispatcher._load.add(math.inf, 100.0, 0.0)
+    assert dispatcher._capacity_weight(1) == pytest.approx(LOST_CAPACITY_WEIGHT)
+    assert 0.0 < dispatcher._capacity_weight(100) < LOST_CAPACITY_WEIGHT
 
 
 SPECS = st.lists(
@@ -271,7 +392,6 @@ def dispatch_all(specs: list[tuple[int, int, float | None, float | None]], renam
         journal.append((number, placement.instance.id, placement.reason, placement.ttft_s, placement.tpot_s))
         place(one, placement.instance)
         if number % 3 == 0:
-            one.emitted_tokens = 1
             placement.instance.begin_decoding(one)
     return journal
 
@@ -288,12 +408,12 @@ def test_looking_changes_nothing(specs: list[tuple[int, int, float | None, float
     fleet = [instance(number) for number in range(2)]
     for number, (prompt, answer, ttft_s, tpot_s) in enumerate(specs):
         place(request(number, prompt, answer, slo=Slo(ttft_s, tpot_s)), fleet[number % 2])
-    before = [(dict(each.work_s), each.context_tokens, each.dispatches, repr(each.waiting)) for each in fleet]
+    before = [(each.waiting_s(), each.context_tokens, each.dispatches, repr(each.waiting)) for each in fleet]
     choose(request(99, slo=ASKED), *fleet)
-    assert before == [(dict(each.work_s), each.context_tokens, each.dispatches, repr(each.waiting)) for each in fleet]
+    assert before == [(each.waiting_s(), each.context_tokens, each.dispatches, repr(each.waiting)) for each in fleet]
 
 
 def test_reason_reads_as_a_sentence_with_numbers() -> None:
     assert str(choose(request(prompt_tokens=20, slo=ASKED), instance()).reason) == (
-        "fits every promise there (ttft_s=0.03, peak_step_s=0.011, score=0.02247)"
+        "fits every promise there (ttft_s=0.03, peak_step_s=0.011)"
     )

@@ -79,6 +79,23 @@ def test_residency_is_the_most_recently_used_content(most: int, uses: list[tuple
             recent.add(chain)
 
 
+CHAINS = st.lists(st.integers(0, 1), max_size=8).map(lambda path: [bytes(path[: n + 1]) for n in range(len(path))])
+"""Paths in a binary tree: each content is all that went before it, as with real chains."""
+
+
+@given(st.integers(0, 9), st.lists(CHAINS, max_size=20), CHAINS)
+def test_halving_finds_what_a_walk_would_whatever_was_evicted(
+    most: int, added: list[list[bytes]], asked: list[bytes]
+) -> None:
+    residency = PrefixResidency(most)
+    for chain in added:
+        residency.add(chain)
+        held = [content in residency._held for content in asked]
+        assert residency.longest(asked) == next((i for i, is_held in enumerate(held) if not is_held), len(asked))
+        assert held == sorted(held, reverse=True), "a tail is held without its head"
+        assert len(residency._held) <= most
+
+
 def test_heads_of_prefixes_are_kept_longest() -> None:
     residency = PrefixResidency(3)
     residency.add([b"1", b"2", b"3"])

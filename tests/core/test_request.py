@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 
@@ -46,9 +47,32 @@ def test_whoever_is_on_an_instance_can_lose_it() -> None:
 
 
 def test_context_is_prompt_and_what_was_emitted() -> None:
-    made = request(prompt_tokens=7)
-    made.emitted_tokens = 3
-    assert made.context_tokens == 10
+    assert request(prompt_tokens=7, tokens_before=3).context_tokens == 10
+
+
+class Steps:
+    """Counts what its test says."""
+
+    decode_steps = 100
+
+
+def test_tokens_are_counted_by_the_steps_of_where_it_decodes() -> None:
+    made, steps = request(tokens_before=3), Steps()
+    made.begin_counting(steps)
+    assert made.emitted_tokens == 3
+    steps.decode_steps += 16
+    assert made.emitted_tokens == 19
+    made.stop_counting()
+    steps.decode_steps += 5
+    assert (made.emitted_tokens, made.tokens_before) == (19, 19)
+    made.begin_counting(steps)
+    steps.decode_steps += 1
+    assert made.emitted_tokens == 20
+
+
+def test_first_deadline_is_the_sooner_promise() -> None:
+    assert request(arrived_s=1.0, slo=slo(ttft_s=2.0, e2e_s=1.5)).first_deadline_s == 2.5
+    assert request(arrived_s=1.0, slo=slo(tpot_s=2.0)).first_deadline_s == math.inf
 
 
 def test_queue_key_is_priority_then_deadline_then_arrival_then_id() -> None:
@@ -72,7 +96,7 @@ def test_verdict_needs_a_token() -> None:
 def test_verdict_tells_where_the_time_went() -> None:
     made = request(arrived_s=1.0, slo=slo(ttft_s=2.0, tpot_s=0.5), service_class="chat", priority=2)
     made.dispatched_s, made.prefill_started_s, made.first_token_s, made.last_token_s = 1.5, 2.0, 2.5, 4.0
-    made.emitted_tokens, made.dispatches = 4, 3
+    made.tokens_before, made.dispatches = 4, 3
     made.predicted_ttft_s, made.predicted_tpot_s = 1.2, 0.4
     told = made.verdict("i7")
     assert told is not None
@@ -86,7 +110,7 @@ def test_verdict_tells_where_the_time_went() -> None:
 def test_verdict_fills_unknown_instants_with_the_latest_known_before_them() -> None:
     made = request(arrived_s=1.0)
     made.first_token_s = made.last_token_s = 3.0
-    made.emitted_tokens = 1
+    made.tokens_before = 1
     told = made.verdict("")
     assert told is not None
     assert (told.timeline.dispatched_s, told.timeline.prefill_started_s, told.migrations) == (1.0, 1.0, 0)

@@ -1,1 +1,1 @@
-"""What several test packages share: builders with defaults, and a fleet of modelled instances in virtual time."""
+"""What several test packages share: builders with defaults, and a fleet without a clock."""

@@ -6,8 +6,9 @@ from collections.abc import Sequence as Seq
 from typing import Any
 
 from hyperflexis.core.blocks import BlockPool
+from hyperflexis.core.cluster import Cluster
 from hyperflexis.core.events import RequestArrived
-from hyperflexis.core.instance import Capacity, Instance
+from hyperflexis.core.instance import Capacity, Instance, Role
 from hyperflexis.core.latency import LatencyModel, OnlineLatency
 from hyperflexis.core.request import Request
 from hyperflexis.core.slo import Slo
@@ -70,17 +71,26 @@ def instance(instance_id: int = 0, model: LatencyModel = SIMPLE, **limits: int) 
     return made
 
 
+def cluster(instances: int = 1, model: LatencyModel = SIMPLE, **limits: int) -> Cluster:
+    """So many ready and empty instances, numbered from 0."""
+    made = Cluster()
+    for number in range(instances):
+        made.launch(number, Role.MIXED).become_ready(capacity(**limits), model, 0.0)
+    made.note_ready()
+    return made
+
+
 def place(request_: Request, on: Instance) -> Request:
-    """What the control plane does at a dispatch."""
+    """What the control plane does at a dispatch, expecting as long an answer as was asked for."""
     request_.instance_id = on.id
-    on.place(request_)
+    on.place(request_, request_.prompt_tokens + request_.max_tokens, request_.arrived_s)
     return request_
 
 
 def decode(request_: Request, on: Instance, emitted_tokens: int = 1, first_token_s: float = 0.0) -> Request:
     """Place a request and let it emit its first tokens."""
     place(request_, on)
-    request_.emitted_tokens = emitted_tokens
+    request_.tokens_before = emitted_tokens - 1
     request_.first_token_s = first_token_s
     on.begin_decoding(request_)
     return request_

@@ -15,23 +15,25 @@ import numpy as np
 import pytest
 
 from helpers.builders import H100_8B
-from helpers.fleet import Fleet, Job
-from hyperflexis.core.commands import Conclude
-from hyperflexis.core.control import ControlPlane, FixedFleet
 from hyperflexis.core.instance import Capacity
-from hyperflexis.core.slo import Slo
+from hyperflexis.core.slo import ServiceClass, Slo
 from hyperflexis.policies import create
+from hyperflexis.sim.job import Job
+from hyperflexis.sim.simulation import FleetSpec, simulate
 
 INSTANCES = 2
 CAPACITY = Capacity(blocks=25_600, block_tokens=16, seqs_max=256)
 """Some 410k tokens of KV, what 80 GB leave."""
 PREFILL_TOKENS_MAX = 2048
-STRICT = Slo(ttft_s=0.3, tpot_s=0.04)
-LOOSE = Slo(ttft_s=10.0, tpot_s=0.4)
+CLASSES = {
+    "strict": ServiceClass("strict", Slo(ttft_s=0.3, tpot_s=0.04)),
+    "loose": ServiceClass("loose", Slo(ttft_s=10.0, tpot_s=0.4)),
+}
 STRICT_SHARE = 0.3
 PROMPT_TOKENS = {"strict": 150, "loose": 1000}
 ANSWER_TOKENS = {"strict": 40, "loose": 60}
 """Medians of log-normal lengths (sigma 0.5)."""
+MAX_TOKENS = 240
 DURATION_S = 20.0
 RATES = (56.0, 104.0)
 """Requests per second between which round robin breaks."""
@@ -49,44 +51,30 @@ class Attainment:
         return min(self.strict, self.loose)
 
 
-def jobs(rate: float, seed: int) -> Iterator[tuple[float, Job]]:
-    """(instant, request): at every rate the same requests, only nearer to each other."""
+def jobs(rate: float, seed: int) -> Iterator[Job]:
+    """At every rate the same requests, only nearer to each other."""
     rng = np.random.default_rng(seed)
     most = 4000
     arrivals = np.cumsum(rng.exponential(size=most))[: int(DURATION_S * rate)] / rate
     is_strict = rng.random(most) < STRICT_SHARE
     lengths = rng.lognormal(sigma=0.5, size=(most, 2))
     for number, instant_s in enumerate(arrivals):
-        name, slo = ("strict", STRICT) if is_strict[number] else ("loose", LOOSE)
+        name = "strict" if is_strict[number] else "loose"
         prompt_tokens = math.ceil(PROMPT_TOKENS[name] * lengths[number, 0])
-        max_tokens = 4 * ANSWER_TOKENS[name]
-        answer_tokens = min(max_tokens, math.ceil(ANSWER_TOKENS[name] * lengths[number, 1]))
-        yield (
-            float(instant_s),
-            Job(
-                number,
-                range(prompt_tokens),
-                max_tokens,
-                slo,
-                service_class=name,
-                answer_tokens=answer_tokens,
-                shares_prefix=False,
-            ),
-        )
+        answer_tokens = min(MAX_TOKENS, math.ceil(ANSWER_TOKENS[name] * lengths[number, 1]))
+        yield Job(float(instant_s), prompt_tokens, answer_tokens, name)
 
 
 def attainment(policy: str, rate: float, seed: int) -> Attainment:
     """Run one policy at one rate."""
-    fleet = Fleet(ControlPlane(create(policy, PREFILL_TOKENS_MAX), FixedFleet(INSTANCES)), CAPACITY, H100_8B)
-    for instant_s, job in jobs(rate, seed):
-        fleet.arrive_at(instant_s, job)
-    fleet.run()
-    kept: dict[str, list[bool]] = {"strict": [], "loose": []}
-    for end in fleet.ends.values():
-        assert isinstance(end, Conclude)
-        assert end.verdict is not None
-        kept[end.verdict.service_class].append(end.verdict.attained)
-    return Attainment(**{name: sum(each) / len(each) for name, each in kept.items()})
+    fleet = FleetSpec(INSTANCES, CAPACITY, H100_8B, max_tokens=MAX_TOKENS)
+    outcome = simulate(jobs(rate, seed), CLASSES, create(policy, PREFILL_TOKENS_MAX), fleet)
+    assert outcome.finished.all()
+    kept = {
+        name: float(outcome.attained[outcome.service_class == index].mean())
+        for index, name in enumerate(outcome.classes)
+    }
+    return Attainment(**kept)
 
 
 def highest_rate(policy: str, seed: int, target: float = 0.9, rounds: int = 4) -> float:

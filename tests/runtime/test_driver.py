@@ -400,6 +400,8 @@ def step_report(**fields: object) -> StepReport:
         **dict.fromkeys(("prefill_tokens", "prefill_pairs", "decode_seqs", "context_tokens"), 0),
         **dict.fromkeys(("waiting_seqs", "waiting_tokens", "running_seqs", "blocks_free"), 0),
         **{name: [] for name in ("requests", "tokens", "finished", "reasons", "started", "cached_tokens", "preempted")},
+        "began": [],
+        "steps": 1,
     }
     return StepReport(**zero | fields)
 
@@ -450,12 +452,36 @@ async def test_step_may_yield_several_tokens_of_a_request() -> None:
         await world.until(client, RequestState.WAITING)
         ticket = client.ticket
         (listener,) = launcher.listeners
-        listener.on_report(step_report(started=[ticket], cached_tokens=[0], requests=[ticket] * 3, tokens=[1, 2, 3]))
+        begun = {"started": [ticket], "cached_tokens": [0], "began": [ticket]}
+        listener.on_report(step_report(**begun, requests=[ticket] * 3, tokens=[1, 2, 3]))
         listener.on_report(
             step_report(requests=[ticket] * 2, tokens=[4, 5], finished=[ticket], reasons=[FinishReason.STOP])
         )
         assert client.tokens == [1, 2, 3, 4, 5]
         assert client.end.reason == "stop"
+        assert client.end.verdict is not None
+        assert client.end.verdict.timeline.tokens == 5
+
+
+@virtual
+async def test_step_that_is_not_told_yet_still_gives_its_tokens_and_ends() -> None:
+    """Clients hear of every step, the control plane of a few at a time; in the end both know the same."""
+    world, launcher = scripted_world()
+    with world:
+        client = world.submit()
+        await world.until(client, RequestState.WAITING)
+        ticket = client.ticket
+        (listener,) = launcher.listeners
+        begun = {"started": [ticket], "cached_tokens": [0], "began": [ticket]}
+        listener.on_report(step_report(**begun, requests=[ticket], tokens=[1]))
+        for token in (2, 3):
+            listener.on_report(step_report(requests=[ticket], tokens=[token], steps=0))
+        assert client.tokens == [1, 2, 3]
+        assert world.control.cluster.requests[ticket].emitted_tokens == 1
+        listener.on_report(step_report(requests=[ticket], tokens=[4], steps=3))
+        assert world.control.cluster.requests[ticket].emitted_tokens == 4
+        listener.on_report(step_report(requests=[ticket], tokens=[5], steps=0))
+        world.driver.cancel(ticket)
         assert client.end.verdict is not None
         assert client.end.verdict.timeline.tokens == 5
 

@@ -28,7 +28,7 @@ def stream() -> Stream:
 
 
 def test_new_request_is_submitted_with_its_promise_and_its_wait() -> None:
-    assert stream().submission(7, now=100.25) == Submit(
+    assert stream().submission(7, 5, now=100.25) == Submit(
         request=7,
         prompt=[1, 2, 3],
         emitted=[],
@@ -40,6 +40,7 @@ def test_new_request_is_submitted_with_its_promise_and_its_wait() -> None:
         e2e_s=5.0,
         waited_s=0.25,
         first_token_age_s=None,
+        expected_tokens=5,
     )
 
 
@@ -47,7 +48,7 @@ def test_resumed_request_carries_what_was_emitted_and_when() -> None:
     resumed = stream()
     resumed.emitted += [11, 12]
     resumed.first_token_s = 100.5
-    submit = resumed.submission(7, now=102.0)
+    submit = resumed.submission(7, 5, now=102.0)
     assert (submit.emitted, submit.waited_s, submit.first_token_age_s) == ([11, 12], 2.0, 1.5)
     assert (submit.prompt, submit.max_tokens) == ([1, 2, 3], 9)
 
@@ -56,7 +57,7 @@ def test_submission_is_a_copy_of_the_moment() -> None:
     """The stream goes on growing while the message waits to be sent."""
     resumed = stream()
     resumed.emitted.append(11)
-    submit = resumed.submission(7, now=101.0)
+    submit = resumed.submission(7, 5, now=101.0)
     resumed.emitted.append(12)
     assert submit.emitted == [11]
 
@@ -65,9 +66,10 @@ def test_instants_survive_the_way_to_another_clock() -> None:
     resumed = stream()
     resumed.emitted.append(11)
     resumed.first_token_s = 100.5
-    sequence = sequence_of(resumed.submission(7, now=102.0), now=5.0)
+    sequence = sequence_of(resumed.submission(7, 5, now=102.0), now=5.0)
     assert (sequence.arrived_s, sequence.first_token_s) == (3.0, 3.5)
     assert (sequence.prompt_tokens, sequence.emitted, sequence.max_tokens) == (3, 1, 9)
+    assert sequence.expected_tokens == 5
 
 
 def test_stream_has_failed_until_somebody_says_otherwise() -> None:
@@ -79,6 +81,6 @@ def test_status_before_ready_after_it_and_after_a_report() -> None:
     assert status_of("i3", member) == InstanceStatus("i3", "starting", "mixed", 0, 0, 0, 0)
     member.ready = Ready(50, 16, 8, {}, [], "cpu")
     assert status_of("i3", member) == InstanceStatus("i3", "ready", "mixed", 0, 0, 50, 50)
-    lists: list[list[int]] = [[] for _ in range(7)]
-    member.report = StepReport(0.1, 0, 0, 2, 40, *lists, 3, 90, 2, 41)
+    lists: list[list[int]] = [[] for _ in range(8)]
+    member.report = StepReport(0.1, 0, 0, 2, 40, *lists, 1, 3, 90, 2, 41)
     assert status_of("i3", member) == InstanceStatus("i3", "ready", "mixed", 3, 2, 50, 41)

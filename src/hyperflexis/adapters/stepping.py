@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from hyperflexis.core.cadence import Cadence
 from hyperflexis.core.slo import Slo
 from hyperflexis.core.step import Sequence, StepPlan, StepRules, StepScheduler
 from hyperflexis.wire.messages import FinishReason, StepReport, Submit, TokenLogprobs
@@ -41,6 +42,7 @@ def sequence_of(submit: Submit, now: float) -> Sequence:
         stop_ids=frozenset(submit.sampling.stop_ids),
         first_token_s=None if age_s is None else now - age_s,
         reuses_prefix=not submit.sampling.prompt_logprobs,
+        expected_tokens=submit.expected_tokens,
     )
 
 
@@ -60,6 +62,7 @@ class Stepping:
 
     def __init__(self, scheduler: StepScheduler) -> None:
         self.scheduler = scheduler
+        self._cadence = Cadence()
         self._refused: dict[int, str] = {}
         self._has_changed = False
 
@@ -89,17 +92,19 @@ class Stepping:
 
     def report(self, plan: StepPlan, outcome: StepOutcome, now: float) -> tuple[StepReport, list[int]]:
         """Commit a step and say what it did; also the ids of all sequences that were here and ended with it."""
-        shape = plan.shape
+        shape, has_computed = plan.shape, not plan.is_empty
         sampled, logprobs = outcome.sampled, outcome.logprobs
         failed = {**self._refused, **outcome.errors}
+        has_changed = self._has_changed
         self._refused = {}
         self._has_changed = False
         finished = self.scheduler.commit(plan, sampled, now)
         for sequence_id in outcome.errors:
             self.scheduler.fail(sequence_id)
-        refitted = bool(plan.chunks) and self.scheduler.observe(shape, outcome.duration_s)
+        refitted = has_computed and self.scheduler.observe(shape, outcome.duration_s)
         reasons = [FinishReason.STOP if end.by_stop else FinishReason.LENGTH for end in finished]
         ended = [end.sequence_id for end in finished]
+        has_news = bool(plan.prefills or plan.preempted or ended or failed or refitted or has_changed)
         report = StepReport(
             duration_s=outcome.duration_s,
             prefill_tokens=shape.prefill_tokens,
@@ -113,6 +118,8 @@ class Stepping:
             started=[sequence_id for sequence_id, _ in plan.started],
             cached_tokens=[cached for _, cached in plan.started],
             preempted=plan.preempted,
+            began=[sequence.id for sequence in plan.began],
+            steps=self._cadence.count(1, has_news),
             waiting_seqs=self.scheduler.waiting_seqs,
             waiting_tokens=self.scheduler.waiting_tokens,
             running_seqs=self.scheduler.running_seqs,

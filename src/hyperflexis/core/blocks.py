@@ -1,7 +1,8 @@
 """Whose KV lives in which block: allocation, sharing by content, eviction.
 
 A block is held (someone computes with it), cached (nobody does, but its content may be wanted again) or free. Cached
-blocks are free to whoever needs one; the least recently used goes first. Conservation, held + cached + free = all, is
+blocks are free to whoever needs one; the least recently used goes first. Only blocks with known content can be shared,
+so only those have their holders counted; any other held block has one. Conservation, held + cached + free = all, is
 checked by `check`. Knows block ids and hashes, no tensor.
 """
 
@@ -20,9 +21,11 @@ class BlockPool:
         self.blocks = blocks
         self.block_tokens = block_tokens
         self._free = list(range(blocks - 1, -1, -1))
-        self._holders = [0] * blocks
-        self._hash: list[bytes | None] = [None] * blocks
+        self._content: dict[int, bytes | None] = {}
+        """Blocks that were published, held or cached; None once their content was disowned while several held it."""
         self._by_hash: dict[bytes, int] = {}
+        self._holders: dict[int, int] = {}
+        """How many hold each block of known content that is not cached."""
         self._cached: OrderedDict[int, None] = OrderedDict()
 
     @property
@@ -46,9 +49,11 @@ class BlockPool:
     def hold(self, blocks: Iterable[int]) -> None:
         """Share blocks that `find` gave."""
         for block in blocks:
-            if self._holders[block] == 0:
+            if block in self._cached:
                 del self._cached[block]
-            self._holders[block] += 1
+                self._holders[block] = 1
+            else:
+                self._holders[block] += 1
 
     def take(self, count: int) -> list[int]:
         """Blocks with no content, held once.
@@ -56,44 +61,56 @@ class BlockPool:
         Raises:
             AssertionError: there are fewer; ask `blocks_free` first.
         """
-        assert count <= self.blocks_free, f"{count} blocks wanted, {self.blocks_free} free"
-        taken = []
-        for _ in range(count):
-            block = self._free.pop() if self._free else self._evict()
-            self._holders[block] = 1
-            taken.append(block)
+        free = self._free
+        if count > len(free):
+            assert count <= self.blocks_free, f"{count} blocks wanted, {self.blocks_free} free"
+            evicted = [self._evict() for _ in range(count - len(free))]
+            return self.take(len(free)) + evicted
+        if count == 1:
+            return [free.pop()]
+        taken = free[len(free) - count :]
+        del free[len(free) - count :]
+        taken.reverse()
         return taken
 
     def release(self, blocks: Sequence[int]) -> None:
         """Let go, last block first, so that the tail of a prefix is evicted before its head."""
+        if not self._content:
+            self._free.extend(reversed(blocks))
+            return
         for block in reversed(blocks):
-            assert self._holders[block] > 0, f"block {block} is released but not held"
-            self._holders[block] -= 1
-            if self._holders[block]:
+            if block not in self._content:
+                self._free.append(block)
                 continue
-            if self._hash[block] is None:
+            holders = self._holders.pop(block, 0) - 1
+            assert holders >= 0, f"block {block} is released but not held"
+            if holders:
+                self._holders[block] = holders
+            elif self._content[block] is None:
+                del self._content[block]
                 self._free.append(block)
             else:
                 self._cached[block] = None
 
     def publish(self, block: int, content: bytes) -> None:
         """Say that a held block is full and what it holds. The first block with some content is the one shared."""
-        assert self._holders[block] > 0, f"block {block} is published but not held"
-        if content not in self._by_hash and self._hash[block] is None:
+        if content not in self._by_hash and block not in self._content:
             self._by_hash[content] = block
-            self._hash[block] = content
+            self._content[block] = content
+            self._holders[block] = 1
 
     def disown(self, blocks: Sequence[int]) -> None:
         """Their content is not what it was published as: nobody may find it any more."""
         for block in blocks:
-            content = self._hash[block]
+            content = self._content.get(block)
             if content is None:
                 continue
             del self._by_hash[content]
-            self._hash[block] = None
             if block in self._cached:
-                del self._cached[block]
+                del self._cached[block], self._content[block]
                 self._free.append(block)
+            else:
+                self._content[block] = None
 
     def forget(self) -> None:
         """Drop all cached content that nobody holds."""
@@ -102,29 +119,33 @@ class BlockPool:
 
     def _evict(self) -> int:
         block, _ = self._cached.popitem(last=False)
-        content = self._hash[block]
-        assert content is not None
+        content = self._content.pop(block)
+        assert content is not None, f"block {block} is cached without content"
         del self._by_hash[content]
-        self._hash[block] = None
         return block
 
     def check(self) -> None:
-        """Every block is in exactly one place, and every content is where the index says."""
-        held = {block for block, holders in enumerate(self._holders) if holders}
-        free, cached = set(self._free), set(self._cached)
+        """Every block is in at most one place, and every content is where the index says."""
+        counted, free, cached = set(self._holders), set(self._free), set(self._cached)
         assert len(free) == len(self._free), f"a block is free twice: {self!r}"
-        assert held.isdisjoint(free | cached), f"a held block is also free: {self!r}"
+        assert counted.isdisjoint(free | cached), f"a held block is also free: {self!r}"
         assert free.isdisjoint(cached), f"a free block is also cached: {self!r}"
-        assert len(held) + len(free) + len(cached) == self.blocks, f"blocks were lost: {self!r}"
-        assert all(self._hash[block] == content for content, block in self._by_hash.items()), repr(self)
-        assert all(self._hash[block] is None for block in free), f"a free block has content: {self!r}"
-        assert sum(content is not None for content in self._hash) == len(self._by_hash), repr(self)
+        assert len(counted) + len(free) + len(cached) <= self.blocks, f"there are too many blocks: {self!r}"
+        assert counted | cached == self._content.keys(), f"a published block is neither held nor cached: {self!r}"
+        assert all(holders > 0 for holders in self._holders.values()), f"a block is held by nobody: {self!r}"
+        known = {content: block for block, content in self._content.items() if content is not None}
+        assert known == self._by_hash, f"the index is wrong: {self!r}"
 
     def check_holders(self, holders: dict[int, int]) -> None:
-        """The caller's own count of who holds each block agrees with the pool's."""
-        mine = {block: count for block, count in enumerate(self._holders) if count}
-        assert mine == holders, f"holders differ: pool {mine}, callers {holders}"
+        """The caller's own count of who holds each block agrees with the pool's, and no block is lost."""
+        counted = {block: count for block, count in holders.items() if block in self._content}
+        assert counted == self._holders, f"holders differ: pool {self._holders}, callers {counted}"
+        private = [block for block in holders if block not in self._content]
+        assert all(holders[block] == 1 for block in private), f"a block without content is shared: {holders}"
+        assert set(private).isdisjoint(self._free), f"a held block is free: {self!r}"
+        total = len(holders) + len(self._free) + len(self._cached)
+        assert total == self.blocks, f"{self.blocks - total} blocks were lost: {self!r}"
 
     def __repr__(self) -> str:
-        held = sum(1 for holders in self._holders if holders)
+        held = self.blocks - len(self._free) - len(self._cached)
         return f"BlockPool(held={held}, cached={len(self._cached)}, free={len(self._free)}, blocks={self.blocks})"

@@ -13,6 +13,8 @@ Knows nothing of queues or instances. All times are seconds.
 
 from __future__ import annotations
 
+import math
+
 from hyperflexis.core.latency import LatencyModel
 from hyperflexis.core.slo import Slo
 
@@ -22,14 +24,25 @@ SAFETY = 0.95
 """Share of the tightest slack that a step may use."""
 
 
-def pace_s(slo: Slo, arrived_s: float, first_token_s: float, max_tokens: int) -> float | None:
-    """Seconds between tokens that keep the promise: TPOT, or what an end-to-end deadline leaves, whichever is less."""
+def pace_s(slo: Slo, arrived_s: float, first_token_s: float, expected_tokens: int) -> float | None:
+    """Seconds between tokens that keep the promise: TPOT, or what an end-to-end deadline leaves, whichever is less.
+
+    The latter is rounded down to a sixteenth of an octave, so that many deadlines make few paces.
+    """
     paces = []
     if slo.tpot_s is not None:
         paces.append(AIM * slo.tpot_s)
     if slo.e2e_s is not None:
-        paces.append(AIM * max(0.0, arrived_s + slo.e2e_s - first_token_s) / max_tokens)
+        pace_s = AIM * max(0.0, arrived_s + slo.e2e_s - first_token_s) / expected_tokens
+        paces.append(2.0 ** (math.floor(16 * math.log2(pace_s)) / 16) if pace_s > 0 else 0.0)
     return min(paces, default=None)
+
+
+def anchor_s(slo: Slo, arrived_s: float, first_token_s: float, credit_spend_max: float) -> float:
+    """The instant from which the pace is counted: the first token's, later by the credit that may be spent."""
+    if slo.ttft_s is None or not credit_spend_max:
+        return first_token_s
+    return first_token_s + credit_spend_max * max(0.0, arrived_s + slo.ttft_s - first_token_s)
 
 
 def is_decode_lost(due_s: float, now: float, pace_s: float, tokens_left: int, step_s: float) -> bool:
@@ -42,7 +55,7 @@ def is_decode_lost(due_s: float, now: float, pace_s: float, tokens_left: int, st
 
 
 def first_token_deadline_s(
-    slo: Slo, arrived_s: float, max_tokens: int, decode_step_s: float, patience_s: float
+    slo: Slo, arrived_s: float, expected_tokens: int, decode_step_s: float, patience_s: float
 ) -> float:
     """The instant by which the first token must be out: TTFT, or what an end-to-end deadline leaves before it.
 
@@ -52,7 +65,7 @@ def first_token_deadline_s(
     if slo.ttft_s is not None:
         deadlines.append(arrived_s + slo.ttft_s)
     if slo.e2e_s is not None:
-        deadlines.append(arrived_s + max(0.0, slo.e2e_s - max_tokens * decode_step_s))
+        deadlines.append(arrived_s + max(0.0, slo.e2e_s - expected_tokens * decode_step_s))
     return min(deadlines, default=arrived_s + patience_s)
 
 

@@ -5,10 +5,11 @@ Only holds and finds; decides nothing.
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections import deque
 
-from hyperflexis.core.instance import Instance, InstanceState
+from hyperflexis.core.instance import Instance, InstanceState, Role
+from hyperflexis.core.loads import Loads
 from hyperflexis.core.request import ON_INSTANCE, Request, RequestState
 
 
@@ -32,11 +33,16 @@ class OutputLengths:
         self._recent.append(tokens)
         insort(self._sorted, tokens)
 
-    def expected(self, max_tokens: int) -> int:
-        """Tokens to plan for; all that the client may ask for while nothing is known."""
-        if not self._sorted:
+    def expected(self, max_tokens: int, emitted_tokens: int = 0) -> int:
+        """Tokens to plan for, of answers that are longer than what is there of this one already.
+
+        All that the client may ask for while nothing of that length is known.
+        """
+        shorter = bisect_right(self._sorted, emitted_tokens)
+        longer = len(self._sorted) - shorter
+        if not longer:
             return max_tokens
-        return min(max_tokens, self._sorted[int(self.QUANTILE * (len(self._sorted) - 1))])
+        return min(max_tokens, self._sorted[shorter + int(self.QUANTILE * (longer - 1))])
 
 
 class Cluster:
@@ -45,11 +51,26 @@ class Cluster:
     def __init__(self) -> None:
         self.requests: dict[int, Request] = {}
         self.instances: dict[int, Instance] = {}
+        self.ready: list[Instance] = []
+        """Those that take requests; `note_ready` keeps it."""
+        self.tokens_max = 0
+        """Tokens of one request that every ready instance could hold."""
         self.queue: list[Request] = []
         self._lengths: dict[str, OutputLengths] = {}
+        self._changed: set[Instance] = set()
+        self.loads = Loads(self._changed)
 
-    def ready_instances(self) -> list[Instance]:
-        return [instance for instance in self.instances.values() if instance.state is InstanceState.READY]
+    def launch(self, instance_id: int, role: Role) -> Instance:
+        """Count a new instance in; it is not ready."""
+        instance = Instance(instance_id, role, self._changed)
+        self.instances[instance_id] = instance
+        return instance
+
+    def note_ready(self) -> None:
+        """Say that an instance has become ready, or is so no more."""
+        self.ready = [instance for instance in self.instances.values() if instance.state is InstanceState.READY]
+        self.tokens_max = min((i.capacity.blocks * i.capacity.block_tokens for i in self.ready), default=0)
+        self.loads.reset(self.ready)
 
     def enqueue(self, request: Request) -> None:
         insort(self.queue, request, key=_key)
@@ -60,9 +81,9 @@ class Cluster:
         del self.queue[index]
 
     def expected_tokens(self, request: Request) -> int:
-        """Output length to plan for."""
+        """Output length to plan for: the longer its answer is already, the longer it is believed to become."""
         lengths = self._lengths.get(request.service_class)
-        return lengths.expected(request.max_tokens) if lengths else request.max_tokens
+        return lengths.expected(request.max_tokens, request.emitted_tokens) if lengths else request.max_tokens
 
     def observe_length(self, request: Request) -> None:
         self._lengths.setdefault(request.service_class, OutputLengths()).observe(request.emitted_tokens)
@@ -72,6 +93,8 @@ class Cluster:
         queued = {request.id for request in self.queue}
         assert len(queued) == len(self.queue), "a request is queued twice"
         assert [_key(request) for request in self.queue] == sorted(_key(request) for request in self.queue)
+        ready = [instance for instance in self.instances.values() if instance.state is InstanceState.READY]
+        assert ready == self.ready, "the list of ready instances is another one"
         placed: dict[int, int] = {}
         for instance in self.instances.values():
             instance.check()

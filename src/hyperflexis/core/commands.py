@@ -13,7 +13,11 @@ class Why(Enum):
     FEASIBLE = "fits every promise there"
     LEAST_HARM = "fits nowhere; does the least harm there"
     IN_TURN = "next in turn"
+    LEAST_LOADED = "has the least to do"
+    HAS_PREFIX = "holds most of its prompt"
+    BEST_EFFORT = "fits nowhere; gets what is left there"
     NO_INSTANCE = "no instance is ready"
+    TOO_LATE = "its promises could not be kept"
     QUEUE_FULL = "too many requests are unfinished"
     TOO_LARGE = "no instance could hold it"
     CLIENT_LEFT = "the client cancelled"
@@ -42,6 +46,8 @@ class Dispatch:
     request_id: int
     instance_id: int
     reason: Reason
+    expected_tokens: int = 0
+    """How long its answer is believed to become; 0 where nothing is known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from hyperflexis.core.cluster import Cluster
 from hyperflexis.core.commands import Cancel, Command, Conclude, Dispatch, Hold, Launch, Reason, Reject, Why
-from hyperflexis.core.dispatch import Dispatcher
+from hyperflexis.core.dispatch import Dispatcher, Placement
 from hyperflexis.core.events import (
     Event,
     InstanceLost,
@@ -22,13 +22,14 @@ from hyperflexis.core.events import (
     RequestArrived,
     RequestCancelled,
     RequestFinished,
-    TokensEmitted,
     Wakeup,
 )
 from hyperflexis.core.instance import Instance, InstanceState, InstanceStep, Role
 from hyperflexis.core.request import ON_INSTANCE, Request, RequestState, RequestStep
 from hyperflexis.core.step import StepRules
 
+_UNKEPT = frozenset({Why.LEAST_HARM, Why.BEST_EFFORT})
+"""Reasons of placements that do not keep every promise."""
 DISPATCHES_MAX = 4
 """A request that was on this many instances when they died is not tried again."""
 
@@ -67,7 +68,6 @@ class ControlPlane:
         self._handlers: dict[type, Callable[..., list[Command]]] = {
             RequestArrived: self._on_arrived,
             RequestCancelled: self._on_cancelled,
-            TokensEmitted: self._on_tokens,
             RequestFinished: self._on_finished,
             InstanceReady: self._on_ready,
             InstanceReported: self._on_reported,
@@ -102,6 +102,7 @@ class ControlPlane:
             priority=event.priority,
             service_class=event.service_class,
             block_hashes=event.block_hashes,
+            refuses_late=event.refuses_late,
         )
         refusal = self._refusal(request)
         if refusal is not None:
@@ -126,9 +127,9 @@ class ControlPlane:
     def _drain_s(self) -> float:
         """Predicted time until the work that is here now is done, by the slowest instance."""
         drains = [0.0]
-        for instance in self.cluster.ready_instances():
+        for instance in self.cluster.ready:
             model = instance.latency.model
-            work_s = sum(instance.work_s.values())
+            work_s = instance.waiting_s()
             held = [*instance.waiting.values(), *instance.decoding.values()]
             left = max((self.cluster.expected_tokens(r) - r.emitted_tokens for r in held), default=0)
             drains.append(work_s + max(0, left) * model.decode_step_s(len(held), instance.context_tokens))
@@ -146,27 +147,12 @@ class ControlPlane:
             self.cluster.instances[request.instance_id].remove(request)
         else:
             self.cluster.dequeue(request)
+        if request.first_token_s is not None:
+            request.tokens_before = max(request.tokens_before, event.emitted_tokens)
+            request.last_token_s = now
         request.step(RequestStep.CANCEL)
         del self.cluster.requests[request.id]
         return [*commands, Conclude(request.id, request.verdict(name), reason)]
-
-    def _on_tokens(self, event: TokensEmitted, now: float) -> list[Command]:
-        instance = self.cluster.instances[event.instance_id]
-        requests = self.cluster.requests
-        for request_id in event.request_ids:
-            request = requests.get(request_id)
-            if request is None or request.instance_id != event.instance_id:
-                continue  # Cancelled, or moved on, while the step ran.
-            request.emitted_tokens += 1
-            request.last_token_s = now
-            if request.state is RequestState.DECODING:
-                instance.context_tokens += 1
-                continue
-            if request.first_token_s is None:
-                request.first_token_s = now
-            request.step(RequestStep.TOKEN)
-            instance.begin_decoding(request)
-        return []
 
     def _on_finished(self, event: RequestFinished, now: float) -> list[Command]:
         request = self.cluster.requests.get(event.request_id)
@@ -174,6 +160,9 @@ class ControlPlane:
             return []
         instance = self.cluster.instances[event.instance_id]
         instance.remove(request)
+        request.tokens_before = event.emitted_tokens
+        if event.emitted_tokens:
+            request.last_token_s = now
         request.step(RequestStep.FINISH)
         if not event.failed:
             self.cluster.observe_length(request)
@@ -185,23 +174,40 @@ class ControlPlane:
     def _on_ready(self, event: InstanceReady, now: float) -> list[Command]:
         instance = self.cluster.instances[event.instance_id]
         instance.become_ready(event.capacity, event.latency, now)
+        self.cluster.note_ready()
         self._failed_launches = 0
         return self._dispatch_queue(now)
 
     def _on_reported(self, event: InstanceReported, now: float) -> list[Command]:
         instance = self.cluster.instances[event.instance_id]
+        instance.advance(event.steps - 1)
         for request_id in event.preempted:
             self._fall_back(instance, request_id)
+        instance.advance(1)
         for request_id in event.started:
-            request = self.cluster.requests.get(request_id)
-            if request is not None and request.state is RequestState.WAITING and request.instance_id == instance.id:
+            request = self._waiting_at(instance, request_id)
+            if request is not None and request.state is RequestState.WAITING:
                 request.step(RequestStep.START)
                 if request.prefill_started_s is None:
                     request.prefill_started_s = now - event.duration_s
+        for request_id in event.began:
+            request = self._waiting_at(instance, request_id)
+            if request is not None:
+                request.step(RequestStep.TOKEN)
+                if request.first_token_s is None:
+                    request.first_token_s = now
+                instance.begin_decoding(request)
         if event.latency is not None:
             instance.latency.adopt(event.latency)
         instance.observe_step(event.shape, event.duration_s, now)
+        for request in instance.outgrown():
+            instance.replan(request, request.prompt_tokens + self.cluster.expected_tokens(request))
         return []
+
+    def _waiting_at(self, instance: Instance, request_id: int) -> Request | None:
+        """Find a request that waits there; None if it was cancelled, or moved on, while the step ran."""
+        request = self.cluster.requests.get(request_id)
+        return request if request is not None and request.id in instance.waiting else None
 
     def _fall_back(self, instance: Instance, request_id: int) -> None:
         request = self.cluster.requests.get(request_id)
@@ -216,6 +222,9 @@ class ControlPlane:
         instance = self.cluster.instances.pop(event.instance_id)
         self._back_off(instance, now)
         instance.step(InstanceStep.LOSE)
+        self.cluster.note_ready()
+        for request in instance.decoding.values():
+            request.stop_counting()
         commands = [self._requeue(r) for r in [*instance.waiting.values(), *instance.decoding.values()]]
         commands += self._launch_missing(now)
         if not self.is_startable() and not self.cluster.instances:
@@ -240,10 +249,10 @@ class ControlPlane:
         self.cluster.enqueue(request)
         return Hold(request.id, Reason(Why.INSTANCE_LOST))
 
-    def _refuse(self, request: Request, reason: Reason) -> Reject:
+    def _refuse(self, request: Request, reason: Reason, retry_after_s: float | None = None) -> Reject:
         request.step(RequestStep.REJECT)
         del self.cluster.requests[request.id]
-        return Reject(request.id, reason)
+        return Reject(request.id, reason, retry_after_s)
 
     def _give_up(self) -> list[Command]:
         """Nothing runs and nothing will: refuse what waits, rather than hold it for ever."""
@@ -261,10 +270,9 @@ class ControlPlane:
             return []
         commands: list[Command] = []
         while self._missing_instances() > 0:
-            instance = Instance(self._next_instance_id, Role.MIXED)
+            instance = self.cluster.launch(self._next_instance_id, Role.MIXED)
             self._next_instance_id += 1
             numbers = (("have", float(len(self.cluster.instances))), ("want", float(self.fleet.instances)))
-            self.cluster.instances[instance.id] = instance
             commands.append(Launch(instance.id, instance.role, Reason(Why.FLEET_SHORT, numbers)))
         return commands
 
@@ -272,18 +280,21 @@ class ControlPlane:
 
     def _dispatch_queue(self, now: float) -> list[Command]:
         """Place everything that waits, in order; without a ready instance, nothing."""
-        instances = self.cluster.ready_instances()
-        if not instances:
+        if not self.cluster.ready:
             return []
-        return [self._dispatch(request, instances, now) for request in list(self.cluster.queue)]
+        return [self._dispatch(request, now) for request in list(self.cluster.queue)]
 
-    def _dispatch(self, request: Request, instances: list[Instance], now: float) -> Command:
+    def _dispatch(self, request: Request, now: float) -> Command:
         self.cluster.dequeue(request)
-        tokens = request.prompt_tokens + request.max_tokens
-        large_enough = [i for i in instances if i.capacity.blocks_for(tokens) <= i.capacity.blocks]
-        if not large_enough:
+        instances = self._large_enough(request)
+        if not instances:
+            tokens = request.prompt_tokens + request.max_tokens
             return self._refuse(request, Reason(Why.TOO_LARGE, (("tokens", float(tokens)),)))
-        placement = self.policy.dispatcher.choose(request, large_enough, self.cluster.expected_tokens, now)
+        placement = self.policy.dispatcher.choose(request, instances, self.cluster, now)
+        if request.refuses_late and not request.dispatches and placement.reason.why in _UNKEPT:
+            return self._refuse(
+                request, Reason(Why.TOO_LATE, placement.reason.numbers), self._excess_s(request, placement)
+            )
         request.step(RequestStep.DISPATCH)
         request.instance_id = placement.instance.id
         request.dispatches += 1
@@ -291,8 +302,24 @@ class ControlPlane:
             request.dispatched_s = now
             request.predicted_ttft_s = placement.ttft_s
             request.predicted_tpot_s = placement.tpot_s
-        placement.instance.place(request)
-        return Dispatch(request.id, placement.instance.id, placement.reason)
+        expected = self.cluster.expected_tokens(request)
+        placement.instance.place(request, request.prompt_tokens + expected, now)
+        return Dispatch(request.id, placement.instance.id, placement.reason, expected)
+
+    def _excess_s(self, request: Request, placement: Placement) -> float:
+        """Predicted time until a request like this one could be served in time: what its queue is too long by.
+
+        Where the queue is not what keeps it from that, until the work that is here now is done.
+        """
+        if request.slo.ttft_s is not None and placement.ttft_s is not None and placement.ttft_s > request.slo.ttft_s:
+            return placement.ttft_s - request.slo.ttft_s
+        return self._drain_s() / max(1, len(self.cluster.requests))
+
+    def _large_enough(self, request: Request) -> list[Instance]:
+        tokens = request.prompt_tokens + request.max_tokens
+        if tokens <= self.cluster.tokens_max:
+            return self.cluster.ready
+        return [i for i in self.cluster.ready if i.capacity.blocks_for(tokens) <= i.capacity.blocks]
 
     # -- looking in
 
@@ -306,5 +333,5 @@ class ControlPlane:
         self.cluster.check()
         for request in self.cluster.requests.values():
             assert (request.instance_id is not None) == (request.state in ON_INSTANCE), repr(request)
-        if self.cluster.ready_instances():
+        if self.cluster.ready:
             assert not self.cluster.queue, f"work waits although an instance is ready: {self.cluster.queue!r}"

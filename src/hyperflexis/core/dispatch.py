@@ -1,17 +1,23 @@
 """Which instance takes a request.
 
-Three checks per instance, after PolyServe (published system): (i) predicted first token within F; (ii) predicted second
-token within F + Q; (iii) a step at peak KV within the strictest pace there, the newcomer's included. Also blocks.
+The least score wins:
 
-Among instances that pass, and among all when none does, the least score wins:
+    w max(0, lost - .02)  +  (waiting + own + .1 alpha S) / max(.1, 1 - u')  +  3 [peak step > strictest pace]
 
-    10 max(0, s - s' - .02)  +  alpha (waiting + own + .1 S) / max(.1, s')  +  3 [peak step > strictest pace]
+u is the share of an instance's time that its decodes take when a step is as long as the strictest pace there allows; u'
+the same with the newcomer. `lost` is prefill capacity that the newcomer would cost by binding the instance to its pace:
 
-with s = 1 - decode step / strictest pace before, and s' after adding the request: the share of an instance's time that
-is left for prefills. The first term is prefill capacity that the newcomer would cost by binding an instance to its
-pace, so that strict and loose work separate softly, without partitions. Ranked by measurement under load; sending at
-once to the least score beat holding work back in that study. What capacity is worth depends on how much of it is used:
-the weight 10 shrinks with the fleet's prefill load, so that a fleet with time to spare shares work evenly.
+    lost = b (u' - u)  +  (1 - b) (u at the newcomer's pace - u at the loosest pace)
+
+where b is the share of the newcomer's stay for which the strictest are there anyway. So strict work goes where strict
+work has just gone, an instance whose last strict request is about to end is left alone, and strict and loose work
+separate softly, without partitions; where everything has become bound once, it comes apart again. Who could use
+unbound capacity decides what it is worth: w, at most 2.5, shrinks with the fleet's prefill load and with the share of
+that load that is not of the strictest pace. Elsewhere, packing would only slow decodes.
+
+The score is computed for all instances at once; only the chosen one is then predicted in detail. Preferring instances
+on which every promise would be kept (the three checks of PolyServe, a published system) was measured too, and lost in
+every case where it mattered: strict work then spreads over all instances, and binds them all.
 """
 
 from __future__ import annotations
@@ -19,21 +25,30 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
-from hyperflexis.core import budget
+import numpy as np
+import numpy.typing as npt
+
+from hyperflexis.core import budget, loads
+from hyperflexis.core.cluster import Cluster
 from hyperflexis.core.commands import Reason, Why
 from hyperflexis.core.instance import Instance
 from hyperflexis.core.request import Request
 
-PACE_CAP_S = 0.2
-"""Looser paces than this bind an instance no less than this one."""
-LOST_CAPACITY_WEIGHT = 10.0
-FULL_LOAD = 0.5
+LOST_CAPACITY_WEIGHT = 2.5
+FULL_LOAD = 0.1
 """Share of the fleet's time spent on prefills from which on lost capacity counts in full."""
+FULL_DIVERSITY = 0.2
+"""Share of that work that is not of the strictest pace, from which on it does."""
+_FORGOTTEN_S = 1e-3
 FREE_LOSS = 0.02
 PEAK_PENALTY = 3.0
 INDIFFERENCE = 0.01
+"""Scores this near to the least count as equal: models of equal instances differ by their noise, and that must not
+send everything to the one that measured itself a little faster."""
+FEW = 8
+"""Up to so many instances are scored one by one, which is then quicker than all at once."""
 CHUNK_BOUNDS = (64, 8192)
 
 
@@ -43,112 +58,45 @@ class Estimate:
 
     ttft_s: float
     """From arrival."""
+    e2e_s: float
+    """From arrival, with an answer of the expected length at the pace of `peak_step_s`."""
     step_s: float
     """A step of decodes with it, as loads are now."""
     peak_step_s: float
     """The same when everyone there has its expected length."""
     strictest_pace_s: float
     has_blocks: bool
-    score: float
 
 
-ExpectedTokens = Callable[[Request], int]
-
-
-def estimate(
-    request: Request,
-    instance: Instance,
-    expected_tokens: ExpectedTokens,
-    now: float,
-    capacity_weight: float = LOST_CAPACITY_WEIGHT,
-) -> Estimate:
-    """Predict a request on an instance. Costs time linear in the requests dispatched there."""
-    load = _load(request, instance, expected_tokens)
-    model = instance.latency.model
-    # An idle instance would pay the fixed part of a step too: having none now is no capacity to lose.
-    step_before_s = instance.latency.decode_step_s(max(1, load.seqs), load.context)
-    step_s = instance.latency.decode_step_s(load.seqs + 1, load.context + request.context_tokens)
-    peak_step_s = instance.latency.decode_step_s(load.seqs_peak, load.context_peak)
-    residual_s = max(0.0, instance.step_end_s - now)
+def estimate(request: Request, instance: Instance, expected_tokens: int, now: float) -> Estimate:
+    """Predict a request, whose answer is expected to be so long, on an instance."""
+    latency = instance.latency
+    seqs, context = len(instance.decoding), instance.context_tokens
     own_s = instance.prefill_work_s(request, instance.cached_tokens(request))
-    prefill_s = model.prefill_base_s + _stretch(instance, load) * (load.ahead_s + own_s)
-    ttft_s = now - request.arrived_s + residual_s + prefill_s
-    share_before = 1.0 - step_before_s / load.pace_before_s
-    share = 1.0 - step_s / load.pace_s
-    queued_s = load.waiting_s + own_s + 0.1 * model.prefill_token_s * load.context
-    score = capacity_weight * max(0.0, share_before - share - FREE_LOSS)
-    score += queued_s / max(0.1, share)
-    score += PEAK_PENALTY * (peak_step_s > load.pace_s)
+    work_s = _stretch(instance) * (instance.ahead_s(request) + own_s)
+    ttft_s = now - request.arrived_s + instance.residual_s(now) + latency.model.prefill_base_s + work_s
+    planned = request.prompt_tokens + expected_tokens
+    blocks = instance.planned_blocks + instance.capacity.blocks_for(planned)
+    peak_step_s = latency.decode_step_s(instance.requests + 1, instance.planned_tokens + planned)
     return Estimate(
         ttft_s=ttft_s,
-        step_s=step_s,
+        e2e_s=ttft_s + max(0, expected_tokens - request.emitted_tokens) * peak_step_s,
+        step_s=latency.decode_step_s(seqs + 1, context + request.context_tokens),
         peak_step_s=peak_step_s,
-        strictest_pace_s=load.pace_s,
-        has_blocks=load.blocks_peak <= instance.capacity.blocks,
-        score=score,
+        strictest_pace_s=min(loads.pace_cap_s(instance), instance.strictest_pace_s(), _tpot_s(request)),
+        has_blocks=blocks <= instance.capacity.blocks,
     )
 
 
-def _stretch(instance: Instance, load: _Load) -> float:
+def _stretch(instance: Instance) -> float:
     """How many times its own work a prefill takes here, beside the decodes that run now."""
-    if not load.seqs:
-        return instance.latency.correction.factor("prefill")
-    model, pace_s = instance.latency.model, budget.AIM * load.pace_before_s
-    chunk = budget.chunk_between_decodes(model, pace_s, load.seqs, load.context, CHUNK_BOUNDS)
-    inflation = budget.prefill_inflation(model, chunk, load.seqs, load.context)
-    return inflation * instance.latency.correction.factor("mixed")
-
-
-@dataclass(slots=True)
-class _Load:
-    """What an instance has, with one request more where it says peak or pace_s."""
-
-    seqs: int
-    context: int
-    seqs_peak: int
-    context_peak: int
-    blocks_peak: int
-    waiting_s: float
-    ahead_s: float
-    pace_before_s: float
-    pace_s: float
-
-
-def _load(request: Request, instance: Instance, expected_tokens: ExpectedTokens) -> _Load:
-    cap_s = max(PACE_CAP_S, 4 * instance.latency.model.decode_base_s)
-    load = _Load(
-        seqs=len(instance.decoding),
-        context=instance.context_tokens,
-        seqs_peak=len(instance.decoding) + len(instance.waiting) + 1,
-        context_peak=0,
-        blocks_peak=0,
-        waiting_s=0.0,
-        ahead_s=0.0,
-        pace_before_s=cap_s,
-        pace_s=cap_s,
-    )
-    for other in instance.decoding.values():
-        _add_peak(load, other, instance, expected_tokens)
-        load.pace_before_s = min(load.pace_before_s, _tpot_s(other))
-    for other in instance.waiting.values():
-        _add_peak(load, other, instance, expected_tokens)
-        load.pace_before_s = min(load.pace_before_s, _tpot_s(other))
-        work_s = instance.work_s[other.id]
-        load.waiting_s += work_s
-        if other.queue_key < request.queue_key:
-            load.ahead_s += work_s
-    done_s = instance.latency.model.prefill_token_s * instance.progress_tokens
-    load.waiting_s = max(0.0, load.waiting_s - done_s)
-    load.ahead_s = max(0.0, load.ahead_s - done_s)
-    _add_peak(load, request, instance, expected_tokens)
-    load.pace_s = min(load.pace_before_s, _tpot_s(request))
-    return load
-
-
-def _add_peak(load: _Load, request: Request, instance: Instance, expected_tokens: ExpectedTokens) -> None:
-    tokens = request.prompt_tokens + max(request.emitted_tokens, expected_tokens(request))
-    load.context_peak += tokens
-    load.blocks_peak += instance.capacity.blocks_for(tokens)
+    factor = instance.latency.correction.factor
+    if not instance.decoding:
+        return factor("prefill")
+    model, seqs, context = instance.latency.model, len(instance.decoding), instance.context_tokens
+    pace_s = budget.AIM * min(loads.pace_cap_s(instance), instance.strictest_pace_s())
+    chunk = budget.chunk_between_decodes(model, pace_s, seqs, context, CHUNK_BOUNDS)
+    return budget.prefill_inflation(model, chunk, seqs, context) * factor("mixed")
 
 
 def _tpot_s(request: Request) -> float:
@@ -159,7 +107,9 @@ def is_feasible(request: Request, estimate: Estimate) -> bool:
     """Whether every promise that matters here would be kept, neighbours' included."""
     if not estimate.has_blocks or estimate.peak_step_s > estimate.strictest_pace_s:
         return False
-    ttft_slo_s = request.slo.ttft_s
+    e2e_slo_s, ttft_slo_s = request.slo.e2e_s, request.slo.ttft_s
+    if e2e_slo_s is not None and estimate.e2e_s > e2e_slo_s:
+        return False
     if ttft_slo_s is None or request.first_token_s is not None:
         return True
     second_slo_s = ttft_slo_s + _tpot_s(request)
@@ -179,57 +129,138 @@ class Placement:
 class Dispatcher(Protocol):
     """The first of a policy's decisions."""
 
-    def choose(
-        self, request: Request, instances: Sequence[Instance], expected_tokens: ExpectedTokens, now: float
-    ) -> Placement:
-        """Pick one of `instances`, which are ready and not empty as a list."""
+    def choose(self, request: Request, instances: Sequence[Instance], cluster: Cluster, now: float) -> Placement:
+        """Pick one of `instances`, which are ready, large enough for the request, and not empty as a list."""
 
 
 class PrefillLoad:
-    """Prefill work dispatched per second, as a share of what the fleet could do: a decaying sum of recent work."""
+    """Prefill work dispatched of late, by the pace that its requests were promised: sums that decay."""
 
-    MEMORY_S = 10.0
+    MEMORY_S = 30.0
 
     def __init__(self) -> None:
-        self._work_s = 0.0
+        self._works_s: dict[float, float] = {}
         self._at_s = 0.0
 
-    def add(self, work_s: float, now: float) -> None:
-        self._work_s = self._decayed(now) + work_s
-        self._at_s = now
+    def add(self, pace_s: float, work_s: float, now: float) -> None:
+        """Count the prefill of a request; without a promise its pace is infinite."""
+        decay = self._decay(now)
+        works_s = {pace: work * decay for pace, work in self._works_s.items() if work > _FORGOTTEN_S}
+        works_s[pace_s] = works_s.get(pace_s, 0.0) + work_s
+        self._works_s, self._at_s = works_s, now
 
     def share(self, instances: int, now: float) -> float:
-        return self._decayed(now) / self.MEMORY_S / instances
+        """Of the time of a fleet of so many instances; 1 is a fleet that does nothing but prefills."""
+        return self._decay(now) * sum(self._works_s.values()) / self.MEMORY_S / instances
 
-    def _decayed(self, now: float) -> float:
-        return self._work_s * math.exp(min(0.0, self._at_s - now) / self.MEMORY_S)
+    def looser_share(self) -> float:
+        """Of all this work, what is not of the strictest pace among it."""
+        total_s = sum(self._works_s.values())
+        return 1.0 - self._works_s[min(self._works_s)] / total_s if total_s > 0 else 0.0
+
+    def _decay(self, now: float) -> float:
+        """What is left of the sums by now."""
+        return math.exp(min(0.0, self._at_s - now) / self.MEMORY_S)
 
 
 class SloDispatcher:
-    """Feasible first, then the least score; between equals, fewest requests now, then fewest so far.
-
-    Scores within `INDIFFERENCE` count as equal: models of equal instances differ by their noise, and that must not
-    send everything to the one that measured itself a little faster.
-    """
+    """The least score; between equals, fewest requests now, then fewest so far."""
 
     def __init__(self) -> None:
         self._load = PrefillLoad()
 
-    def choose(
-        self, request: Request, instances: Sequence[Instance], expected_tokens: ExpectedTokens, now: float
-    ) -> Placement:
-        best: tuple[tuple[bool, int, int, int, int], Instance, Estimate] | None = None
-        weight = LOST_CAPACITY_WEIGHT * min(1.0, self._load.share(len(instances), now) / FULL_LOAD)
-        for instance in instances:
-            predicted = estimate(request, instance, expected_tokens, now, weight)
-            grade = round(predicted.score / INDIFFERENCE)
-            is_harmful = not is_feasible(request, predicted)
-            rank = (is_harmful, grade, instance.requests, instance.dispatches, instance.id)
-            if best is None or rank < best[0]:
-                best = (rank, instance, predicted)
-        assert best is not None, "a dispatcher needs at least one instance"
-        (is_harmful, *_), instance, predicted = best
-        self._load.add(instance.prefill_work_s(request, instance.cached_tokens(request)), now)
-        numbers = (("ttft_s", predicted.ttft_s), ("peak_step_s", predicted.peak_step_s), ("score", predicted.score))
-        reason = Reason(Why.LEAST_HARM if is_harmful else Why.FEASIBLE, numbers)
-        return Placement(instance, reason, predicted.ttft_s, predicted.step_s)
+    def choose(self, request: Request, instances: Sequence[Instance], cluster: Cluster, now: float) -> Placement:
+        weight = self._capacity_weight(len(instances), now)
+        expected = cluster.expected_tokens(request)
+        instance = instances[_least(request, instances, cluster, expected, weight, now)]
+        predicted = estimate(request, instance, expected, now)
+        if request.refuses_late and not is_feasible(request, predicted):
+            instance, predicted = _first_feasible(request, instances, expected, now) or (instance, predicted)
+        why = Why.FEASIBLE if is_feasible(request, predicted) else Why.LEAST_HARM
+        # What is about to be refused is no work for the fleet.
+        if why is Why.FEASIBLE or not request.refuses_late or request.dispatches:
+            self._load.add(_tpot_s(request), instance.prefill_work_s(request, instance.cached_tokens(request)), now)
+        numbers = (("ttft_s", predicted.ttft_s), ("peak_step_s", predicted.peak_step_s))
+        return Placement(instance, Reason(why, numbers), predicted.ttft_s, predicted.step_s)
+
+    def _capacity_weight(self, instances: int, now: float) -> float:
+        """What unbound capacity is worth now: nothing to a fleet with time to spare, or with a single pace."""
+        load, diversity = self._load.share(instances, now), self._load.looser_share()
+        return LOST_CAPACITY_WEIGHT * min(1.0, load / FULL_LOAD) * min(1.0, diversity / FULL_DIVERSITY)
+
+
+def _first_feasible(
+    request: Request, instances: Sequence[Instance], expected_tokens: int, now: float
+) -> tuple[Instance, Estimate] | None:
+    """Any instance that keeps every promise, for a request that is refused otherwise."""
+    for instance in instances:
+        predicted = estimate(request, instance, expected_tokens, now)
+        if is_feasible(request, predicted):
+            return instance, predicted
+    return None
+
+
+def _least(  # noqa: PLR0917  # what a choice depends on
+    request: Request,
+    instances: Sequence[Instance],
+    cluster: Cluster,
+    expected_tokens: int,
+    capacity_weight: float,
+    now: float,
+) -> int:
+    """The index of the instance with the least score, or of the one with fewest requests of those as good."""
+    if len(instances) == 1:
+        return 0
+    cluster.loads.refresh()
+    newcomer = Newcomer(request.context_tokens, expected_tokens, _tpot_s(request), now)
+    if len(instances) > FEW:
+        table = cluster.loads.table(instances)
+        values = score(table, newcomer, _cached_tokens(request, instances), capacity_weight, np.minimum, np.maximum)
+        equals = np.flatnonzero(values <= values.min() + INDIFFERENCE)
+        return int(equals[np.lexsort((table.dispatches[equals], table.requests[equals]))[0]])
+    columns = [cluster.loads.column(instance) for instance in instances]
+    cached = [instance.cached_tokens(request) for instance in instances]
+    found = [score(load, newcomer, held, capacity_weight, min, max) for load, held in zip(columns, cached, strict=True)]
+    worst = min(found) + INDIFFERENCE
+    equal = [index for index, value in enumerate(found) if value <= worst]
+    return min(equal, key=lambda index: (columns[index].requests, columns[index].dispatches))
+
+
+class Newcomer(NamedTuple):
+    """What a score needs to know of a request."""
+
+    tokens: int
+    answer_tokens: int
+    """Believed."""
+    pace_s: float
+    """Promised; infinite if none."""
+    now: float
+
+
+def score(  # noqa: PLR0917  # the terms of the formula
+    load: loads.Load,
+    newcomer: Newcomer,
+    cached_tokens: Any,
+    capacity_weight: float,
+    minimum: Callable[[Any, Any], Any],
+    maximum: Callable[[Any, Any], Any],
+) -> Any:
+    """How much a newcomer would harm; the least is best. Of one instance, or of many at once with numpy's functions."""
+    tokens, answer_tokens, own_pace_s, now = newcomer
+    step_s = load.step_s + load.context_token_s * tokens
+    pace_s = minimum(load.pace_s, own_pace_s)
+    used = step_s / pace_s
+    own_s = load.prefill_token_s * (tokens - cached_tokens) + load.prefill_pair_s * (tokens**2 - cached_tokens**2)
+    # As long as the strictest are there anyway, it costs what it binds beyond them; after that, what it binds alone.
+    still_bound = minimum(1.0, maximum(0.0, load.bound_until_s - now) / (answer_tokens * step_s))
+    later = step_s / minimum(own_pace_s, load.pace_cap_s)
+    lost = still_bound * (used - load.used) + (1 - still_bound) * (later - load.used_unbound)
+    lost = maximum(0.0, lost - FREE_LOSS)
+    is_peak_late = load.peak_step_s + load.context_token_s * (tokens + answer_tokens) > pace_s
+    return capacity_weight * lost + (load.queued_s + own_s) / maximum(0.1, 1 - used) + PEAK_PENALTY * is_peak_late
+
+
+def _cached_tokens(request: Request, instances: Sequence[Instance]) -> npt.NDArray[np.float64] | float:
+    if not request.block_hashes:
+        return 0.0
+    return np.array([instance.cached_tokens(request) for instance in instances], dtype=np.float64)

@@ -19,25 +19,25 @@ class RequestArrived:
     priority: int = 0
     service_class: str = "default"
     block_hashes: tuple[bytes, ...] = ()
+    refuses_late: bool = False
+    """Reject it if its promises cannot be kept, instead of serving it late."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestCancelled:
+    """Its client left, having seen so many tokens of the answer."""
+
     request_id: int
-
-
-@dataclass(frozen=True, slots=True)
-class TokensEmitted:
-    """One step's tokens: an id stands once for each of its tokens."""
-
-    instance_id: int
-    request_ids: Sequence[int]
+    emitted_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class RequestFinished:
+    """Its answer, so long, is complete; or its instance could not compute it."""
+
     instance_id: int
     request_id: int
+    emitted_tokens: int
     failed: bool = False
 
 
@@ -50,13 +50,22 @@ class InstanceReady:
 
 @dataclass(frozen=True, slots=True)
 class InstanceReported:
-    """A step ended. `started` are requests whose prefill began with it, `preempted` those that lost their blocks."""
+    """Steps ended, the last of them just now. In each, everything that decodes there emitted one token.
+
+    All but the last were of decodes alone and changed nothing else (`core.cadence` says how many such steps go
+    unreported); `shape` and `duration_s` are the last one's.
+    """
 
     instance_id: int
     shape: StepShape
     duration_s: float
+    steps: int = 1
     started: Sequence[int] = ()
+    """Requests whose prefill began with the last step."""
+    began: Sequence[int] = ()
+    """Requests whose prefill ended with it: each emitted a token and decodes from now on."""
     preempted: Sequence[int] = ()
+    """Requests that lost their blocks before it."""
     latency: LatencyModel | None = None
     """A new model of itself, where the instance has fitted one."""
 
@@ -74,13 +83,4 @@ class Wakeup:
     """The instant that `next_wakeup` named has come. Also what a driver sends first, to begin."""
 
 
-Event = (
-    RequestArrived
-    | RequestCancelled
-    | TokensEmitted
-    | RequestFinished
-    | InstanceReady
-    | InstanceReported
-    | InstanceLost
-    | Wakeup
-)
+Event = RequestArrived | RequestCancelled | RequestFinished | InstanceReady | InstanceReported | InstanceLost | Wakeup

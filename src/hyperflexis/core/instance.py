@@ -7,7 +7,9 @@ that came out, requests that ended. Knows nothing of processes, sockets or engin
 
 from __future__ import annotations
 
+import heapq
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
 from enum import Enum
 
@@ -75,7 +77,8 @@ class Capacity:
 class Instance:
     """Mutable, owned by the control plane alone."""
 
-    def __init__(self, instance_id: int, role: Role = Role.MIXED) -> None:
+    def __init__(self, instance_id: int, role: Role = Role.MIXED, changed: set[Instance] | None = None) -> None:
+        """`changed` is where it notes that its load is another one than it was."""
         self.id = instance_id
         self.role = role
         self.state = InstanceState.STARTING
@@ -84,17 +87,33 @@ class Instance:
         self.resident = PrefixResidency(0)
         self.waiting: dict[int, Request] = {}
         """Dispatched here, first token not out."""
-        self.work_s: dict[int, float] = {}
-        """Prefill work of each of `waiting`, without fixed parts of steps."""
         self.decoding: dict[int, Request] = {}
+        self.decode_steps = 0
+        """Steps so far, in each of which every one of `decoding` emitted a token."""
         self.context_tokens = 0
         """Sum over `decoding`."""
         self.progress_tokens = 0
         """Prefill tokens already computed of requests that still wait."""
+        self.planned_tokens = 0
+        self.planned_blocks = 0
+        """Sums over all requests here, of what each is believed to have to hold in the end."""
         self.ready_s = math.inf
         self.dispatches = 0
         self.step_end_s = 0.0
         """When the step that is running now should end."""
+        self.row = -1
+        """Its place in the table of loads."""
+        self._changed: set[Instance] = set() if changed is None else changed
+        self._deadlines: list[tuple[float, int]] = []
+        """(deadline, id) of `waiting`, in order."""
+        self._works_s: list[float] = []
+        """Prefill work of each, without fixed parts of steps."""
+        self._paces_s: dict[float, int] = {}
+        """How many requests here were promised each time per token."""
+        self._bound_until_s: dict[float, float] = {}
+        """For each of these, when the last of its requests should have ended."""
+        self._outgrowing: list[tuple[int, int]] = []
+        """(decode step at which an answer is longer than planned, id), the first one first; some have left."""
 
     @property
     def name(self) -> str:
@@ -130,6 +149,8 @@ class Instance:
 
     def cached_tokens(self, request: Request) -> int:
         """Tokens of a newcomer that its prefill would not compute, given what the prefix cache is believed to hold."""
+        if not request.block_hashes:
+            return 0
         # An instance always computes the last token, for its logits, and with it the block that it stands in.
         usable = (request.context_tokens - 1) // self.capacity.block_tokens
         return min(usable, self.resident.longest(request.block_hashes)) * self.capacity.block_tokens
@@ -138,50 +159,159 @@ class Instance:
         """Its prefill here, without fixed parts of steps."""
         return self.latency.model.chunk_s(request.context_tokens - cached_tokens, cached_tokens)
 
-    def place(self, request: Request) -> None:
-        """Count a request from its dispatch on."""
+    def waiting_s(self) -> float:
+        """Prefill work left of everything that waits here."""
+        return max(0.0, sum(self._works_s) - self._progress_s())
+
+    def ahead_s(self, request: Request) -> float:
+        """Prefill work left of what waits here with an earlier deadline."""
+        ahead = bisect_left(self._deadlines, (request.first_deadline_s, request.id))
+        return max(0.0, sum(self._works_s[:ahead]) - self._progress_s())
+
+    def _progress_s(self) -> float:
+        return self.latency.model.prefill_token_s * self.progress_tokens
+
+    def strictest_pace_s(self) -> float:
+        """Least promised time per token of what is here; infinite where none was promised."""
+        return min(self._paces_s, default=math.inf)
+
+    def residual_s(self, now: float) -> float:
+        """Predicted rest of the step that runs now. Steps of decodes alone are reported several at a time."""
+        if self.is_empty:
+            return 0.0
+        if now <= self.step_end_s:
+            return self.step_end_s - now
+        step_s = self.latency.decode_step_s(len(self.decoding), self.context_tokens)
+        return step_s - (now - self.step_end_s) % step_s if step_s > 0 else 0.0
+
+    def bound_until_s(self) -> float:
+        """When the last request of the strictest pace here should have ended; the past where there is none."""
+        return self._bound_until_s[min(self._paces_s)] if self._paces_s else -math.inf
+
+    def place(self, request: Request, planned_tokens: int, now: float) -> None:
+        """Count a request from its dispatch on. `planned_tokens` are its prompt and the answer to be expected."""
         request.cached_tokens = self.cached_tokens(request)
-        self.waiting[request.id] = request
-        self.work_s[request.id] = self.prefill_work_s(request, request.cached_tokens)
         self.resident.add(request.block_hashes)
         self.dispatches += 1
+        self._queue(request, request.cached_tokens)
+        self._plan(request, planned_tokens)
+        pace_s = request.slo.tpot_s
+        if pace_s is not None:
+            self._paces_s[pace_s] = self._paces_s.get(pace_s, 0) + 1
+            step_s = self.latency.decode_step_s(self.requests, self.planned_tokens)
+            end_s = now + (planned_tokens - request.context_tokens) * step_s
+            self._bound_until_s[pace_s] = max(end_s, self._bound_until_s.get(pace_s, end_s))
+
+    def replan(self, request: Request, planned_tokens: int) -> None:
+        """Expect another length of a request's answer."""
+        self._unplan(request)
+        self._plan(request, planned_tokens)
+        if request.counter is self:
+            self._watch(request)
+
+    def outgrown(self) -> list[Request]:
+        """Those whose answers have become as long as was planned for. The caller is to replan each of them."""
+        found = []
+        while self._outgrowing and self._outgrowing[0][0] <= self.decode_steps:
+            _, request_id = heapq.heappop(self._outgrowing)
+            request = self.decoding.get(request_id)
+            if request is not None and request.context_tokens >= request.planned_tokens:
+                found.append(request)
+        return found
 
     def begin_decoding(self, request: Request) -> None:
         """The first token (or, after a preemption, the next one) is out."""
-        del self.waiting[request.id], self.work_s[request.id]
+        computed = request.context_tokens - request.cached_tokens
+        self._unqueue(request)
+        request.tokens_before += 1
+        request.begin_counting(self)
         self.decoding[request.id] = request
         self.context_tokens += request.context_tokens
-        computed = request.context_tokens - 1 - request.cached_tokens
+        self._watch(request)
         self.progress_tokens = max(0, self.progress_tokens - computed) if self.waiting else 0
 
     def fall_back(self, request: Request) -> None:
         """A decode was preempted and has to be computed again."""
-        del self.decoding[request.id]
-        self.context_tokens -= request.context_tokens
+        self._stop_decoding(request)
         request.cached_tokens = 0
-        self.waiting[request.id] = request
-        self.work_s[request.id] = self.prefill_work_s(request, 0)
+        self._queue(request, 0)
 
     def remove(self, request: Request) -> None:
-        if self.decoding.pop(request.id, None) is not None:
-            self.context_tokens -= request.context_tokens
+        if request.id in self.decoding:
+            self._stop_decoding(request)
         else:
-            del self.waiting[request.id], self.work_s[request.id]
+            self._unqueue(request)
+        self._unplan(request)
+        pace_s = request.slo.tpot_s
+        if pace_s is not None:
+            self._paces_s[pace_s] -= 1
+            if not self._paces_s[pace_s]:
+                del self._paces_s[pace_s], self._bound_until_s[pace_s]
         if not self.waiting:
             self.progress_tokens = 0
         if self.is_empty:
             self.step_end_s = 0.0
+
+    def advance(self, steps: int) -> None:
+        """Everything that decodes here has emitted so many tokens more."""
+        self.decode_steps += steps
+        self.context_tokens += steps * len(self.decoding)
+        self._changed.add(self)
 
     def observe_step(self, shape: StepShape, duration_s: float, now: float) -> None:
         """Learn from a step that ended; the next one is assumed to look like it."""
         self.latency.observe(shape, duration_s)
         self.progress_tokens = self.progress_tokens + shape.prefill_tokens if self.waiting else 0
         self.step_end_s = now + (0.0 if self.is_empty else self.latency.step_s(shape))
+        self._changed.add(self)
+
+    def _queue(self, request: Request, cached_tokens: int) -> None:
+        self.waiting[request.id] = request
+        key = (request.first_deadline_s, request.id)
+        index = bisect_left(self._deadlines, key)
+        self._deadlines.insert(index, key)
+        self._works_s.insert(index, self.prefill_work_s(request, cached_tokens))
+        self._changed.add(self)
+
+    def _unqueue(self, request: Request) -> None:
+        del self.waiting[request.id]
+        index = bisect_left(self._deadlines, (request.first_deadline_s, request.id))
+        del self._deadlines[index], self._works_s[index]
+        self._changed.add(self)
+
+    def _stop_decoding(self, request: Request) -> None:
+        del self.decoding[request.id]
+        self.context_tokens -= request.context_tokens
+        request.stop_counting()
+        self._changed.add(self)
+
+    def _watch(self, request: Request) -> None:
+        left = max(1, request.planned_tokens - request.context_tokens)
+        heapq.heappush(self._outgrowing, (self.decode_steps + left, request.id))
+
+    def _plan(self, request: Request, tokens: int) -> None:
+        request.planned_tokens = tokens
+        self.planned_tokens += tokens
+        self.planned_blocks += self.capacity.blocks_for(tokens)
+        self._changed.add(self)
+
+    def _unplan(self, request: Request) -> None:
+        self.planned_tokens -= request.planned_tokens
+        self.planned_blocks -= self.capacity.blocks_for(request.planned_tokens)
+        self._changed.add(self)
 
     def check(self) -> None:
         assert not (self.waiting.keys() & self.decoding.keys()), f"{self.name}: a request waits and decodes"
-        assert self.waiting.keys() == self.work_s.keys(), f"{self.name}: work without a request, or the reverse"
+        assert [key[1] for key in self._deadlines] == [
+            r.id for r in sorted(self.waiting.values(), key=lambda r: (r.first_deadline_s, r.id))
+        ], f"{self.name}: work without a request, or the reverse"
+        assert len(self._works_s) == len(self._deadlines)
         total = sum(request.context_tokens for request in self.decoding.values())
         assert total == self.context_tokens, f"{self.name}: context {self.context_tokens}, really {total}"
-        for request in [*self.waiting.values(), *self.decoding.values()]:
+        held = [*self.waiting.values(), *self.decoding.values()]
+        assert sum(request.planned_tokens for request in held) == self.planned_tokens, f"{self.name}: planned tokens"
+        paces = [request.slo.tpot_s for request in held if request.slo.tpot_s is not None]
+        assert sorted(paces) == sorted(pace for pace, count in self._paces_s.items() for _ in range(count))
+        for request in held:
             assert request.instance_id == self.id, f"{self.name} holds a request of {request.instance_id}: {request!r}"
+            assert (request.counter is self) == (request.id in self.decoding), repr(request)

@@ -100,10 +100,11 @@ class LatencyModel:
             return 0
         linear = self.prefill_token_s + 2 * self.prefill_pair_s * prior_tokens
         square = self.prefill_pair_s
-        if linear + square * room_s == 0:
+        if linear + square == 0:
             return _TOKENS_MAX
         # The larger root of square n^2 + linear n = room, in the form that does not cancel for small squares.
-        tokens = 2 * room_s / (linear + math.sqrt(linear * linear + 4 * square * room_s))
+        divisor = linear + math.sqrt(linear * linear + 4 * square * room_s)
+        tokens = 2 * room_s / divisor if divisor > 0 else 0.0
         whole = min(_TOKENS_MAX, int(tokens))
         # The root rounds either way by an ulp; a chunk must never exceed its room, nor leave room for one token more.
         if self.chunk_s(whole, prior_tokens) > room_s:

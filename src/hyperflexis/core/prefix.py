@@ -47,11 +47,21 @@ class PrefixResidency:
         self._held: OrderedDict[bytes, None] = OrderedDict()
 
     def longest(self, chain: Sequence[bytes]) -> int:
-        """How many blocks of this chain, from its start, are believed to be there."""
-        for count, content in enumerate(chain):
-            if content not in self._held:
-                return count
-        return len(chain)
+        """How many blocks of this chain, from its start, are believed to be there.
+
+        A head is touched after its tail and evicted after it, so what is held of a chain is one stretch from its
+        start, and halving finds its end.
+        """
+        if not chain or chain[0] not in self._held:
+            return 0
+        low, high = 1, len(chain)
+        while low < high:
+            middle = (low + high + 1) // 2
+            if chain[middle - 1] in self._held:
+                low = middle
+            else:
+                high = middle - 1
+        return low
 
     def add(self, chain: Sequence[bytes]) -> None:
         # Heads are touched last, hence evicted last, as in the pool itself.

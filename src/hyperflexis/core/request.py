@@ -7,8 +7,9 @@ and no instance's inside; only how many tokens there are and which of their bloc
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+from typing import Protocol
 
 from hyperflexis.core.slo import Slo, Timeline, Verdict
 
@@ -62,6 +63,12 @@ TRANSITIONS: dict[RequestState, dict[RequestStep, RequestState]] = {
 ON_INSTANCE = frozenset({RequestState.WAITING, RequestState.PREFILLING, RequestState.DECODING})
 
 
+class StepCounter(Protocol):
+    """Counts the steps in each of which all that decodes there emits a token."""
+
+    decode_steps: int
+
+
 @dataclass(slots=True, eq=False)
 class Request:
     """Mutable, owned by the control plane alone. Instants are seconds on the core's clock."""
@@ -74,11 +81,19 @@ class Request:
     priority: int = 0
     service_class: str = "default"
     block_hashes: tuple[bytes, ...] = ()
+    refuses_late: bool = False
 
     state: RequestState = RequestState.QUEUED
     instance_id: int | None = None
-    emitted_tokens: int = 0
+    tokens_before: int = 0
+    """Tokens emitted before it began to decode where it is now; all of them while it does not decode."""
+    counter: StepCounter | None = None
+    """What counts its tokens while it decodes."""
+    joined: int = 0
+    """The counter's reading when it began."""
     cached_tokens: int = 0
+    planned_tokens: int = 0
+    """Prompt and the answer that its instance is believed to have to hold in the end."""
     dispatches: int = 0
     dispatched_s: float | None = None
     prefill_started_s: float | None = None
@@ -86,6 +101,28 @@ class Request:
     last_token_s: float | None = None
     predicted_ttft_s: float | None = None
     predicted_tpot_s: float | None = None
+    first_deadline_s: float = field(init=False)
+    """The instant by which the first token (or, failing that, the last) was promised; infinite where none was."""
+
+    def __post_init__(self) -> None:
+        promised = [target for target in (self.slo.ttft_s, self.slo.e2e_s) if target is not None]
+        self.first_deadline_s = self.arrived_s + min(promised, default=math.inf)
+
+    @property
+    def emitted_tokens(self) -> int:
+        """Tokens of the answer so far, as far as has been reported."""
+        if self.counter is None:
+            return self.tokens_before
+        return self.tokens_before + self.counter.decode_steps - self.joined
+
+    def begin_counting(self, counter: StepCounter) -> None:
+        """From now on it emits a token in every step counted there."""
+        self.joined = counter.decode_steps
+        self.counter = counter
+
+    def stop_counting(self) -> None:
+        self.tokens_before = self.emitted_tokens
+        self.counter = None
 
     @property
     def context_tokens(self) -> int:
@@ -93,14 +130,8 @@ class Request:
         return self.prompt_tokens + self.emitted_tokens
 
     @property
-    def first_deadline_s(self) -> float:
-        """The instant by which the first token (or, failing that, the last) was promised; infinite where none was."""
-        promised = [target for target in (self.slo.ttft_s, self.slo.e2e_s) if target is not None]
-        return self.arrived_s + min(promised, default=math.inf)
-
-    @property
     def queue_key(self) -> tuple[int, float, float, int]:
-        """Total order of waiting work: priority, then least slack, then arrival, then id."""
+        """Total order of the control plane's queue: priority, then least slack, then arrival, then id."""
         return (-self.priority, self.first_deadline_s, self.arrived_s, self.id)
 
     def step(self, step: RequestStep) -> None:

@@ -39,6 +39,8 @@ class ServiceClass:
     name: str
     slo: Slo = field(default_factory=Slo)
     priority: int = 0
+    refuses_late: bool = False
+    """Whether its clients rather hear no at once than yes too late."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,38 +1,64 @@
 """What enters an instance's next step: decodes first, then prefill chunks as large as the tightest decode can bear.
 
     budget    .95 * min over decodes of (f + k * .97 Q - now), less the decodes' own time; the rest is prefill
-    order     priority, then first-token deadline, then arrival; work that is lost goes behind all that is not
-    lost      now + t0 + x * prefill > deadline, x being how much the present decodes stretch a prefill
+    order     first-token deadlines, as far as they can all be kept; what is given up for that goes behind (`order`)
 
-A lost request still runs, in whatever room is left, and once it has been late for `starvation_s` it gets a trickle of
-every step ahead of the rest, so that it ends. When blocks run out, the least important work with the most slack gives
-up its blocks and is computed again later.
+Work that is given up still runs, in whatever room is left, and once it has been late for `starvation_s` it gets a
+trickle of every step ahead of the rest, so that it ends. When blocks run out, the least important work with the most
+slack gives up its blocks and is computed again later.
 
-The rules were ranked by measurement on traces before this was written; fixed chunks and arrival order (`StepRules`) are
-kept as what other engines do. The scheduler runs inside a real instance and inside a simulated one alike: it never
-reads a clock and knows no tensor. Token ids pass through it only to be counted, hashed and compared with stop ids.
+The rules were ranked by measurement on traces before this was written; fixed chunks and other orders (`StepRules`) are
+what published systems do. The scheduler runs inside a real instance and inside a simulated one alike: it never reads a
+clock and knows no tensor. Token ids pass through it only to be hashed and compared with stop ids, and a body that has
+none may leave them out: lengths are counted.
 """
 
 from __future__ import annotations
 
 import math
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
 
-from hyperflexis.core import budget
+from hyperflexis.core import budget, order
 from hyperflexis.core.blocks import BlockPool
+from hyperflexis.core.decodes import Decodes
 from hyperflexis.core.latency import OnlineLatency, StepShape, chunk_pairs
 from hyperflexis.core.prefix import extend_hashes
 from hyperflexis.core.slo import Slo
+
+OrderName = Literal[
+    "fewest_late",
+    "timely_deadline",
+    "timely_slack",
+    "gain",
+    "admission",
+    "deadline",
+    "slack",
+    "priority",
+    "arrival",
+]
+ORDERS = get_args(OrderName)
+WALKED = {
+    "fewest_late": order.fewest_late,
+    "timely_deadline": order.timely_deadline,
+    "timely_slack": order.timely_slack,
+    "gain": order.most_gain,
+    "admission": order.admitted,
+}
+"""Orders that depend on all that waits; `order` has them. The others are fixed when a request begins to wait."""
+REORDER_S = 0.1
+"""How long an order holds if nothing joins it: what goes first is looked at again."""
+RECONSIDER_S = 1.0
+"""The same for what has been given up, which may have become possible again."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepRules:
     """The part of a policy that acts inside an instance."""
 
-    order: Literal["slack", "fcfs"] = "slack"
+    order: OrderName = "fewest_late"
     sizing: Literal["slack", "fixed"] = "slack"
     prefill_tokens_max: int = 2048
     """Most prefill tokens in one step."""
@@ -42,55 +68,153 @@ class StepRules:
     """The first-token deadline of work that was promised none."""
     starvation_s: float = 30.0
     """A request this late goes first with a floor-sized chunk per step."""
+    credit_spend_max: float = 0.0
+    """Share of the time by which a first token came early that its later tokens may come late: 0 anchors them at the
+    real first token, 1 at the promised one."""
+    slack_share: float = budget.SAFETY
+    """Share of the tightest slack that a step may use."""
 
     def __post_init__(self) -> None:
         for name in ("prefill_tokens_max", "prefill_tokens_floor"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.order not in ORDERS:
+            raise ValueError(f"order must be one of {', '.join(ORDERS)}, not {self.order!r}")
+        if not 0 < self.slack_share <= 1:
+            raise ValueError(f"slack_share must be above 0 and at most 1, not {self.slack_share}")
+        if not 0 <= self.credit_spend_max <= 1:
+            raise ValueError(f"credit_spend_max must be between 0 and 1, not {self.credit_spend_max}")
 
     @property
     def floor(self) -> int:
         return min(self.prefill_tokens_floor, self.prefill_tokens_max)
 
 
-@dataclass(slots=True, eq=False)
 class Sequence:
-    """One request inside an instance. `tokens` is prompt and output; the last may not be computed yet."""
+    """One request inside an instance.
 
-    id: int
-    tokens: list[int]
-    prompt_tokens: int
-    max_tokens: int
-    slo: Slo
-    arrived_s: float
-    priority: int = 0
-    stop_ids: frozenset[int] = frozenset()
-    first_token_s: float | None = None
-    reuses_prefix: bool = True
+    `tokens` is prompt and output, the last of which may not be computed yet; without token ids it stays empty and
+    `emitted` says how much of the answer there is already.
+    """
 
-    computed: int = 0
-    blocks: list[int] = field(default_factory=list)
-    hashes: list[bytes] = field(default_factory=list)
-    published: int = 0
-    has_started: bool = False
-    pace_s: float | None = None
-    deadline_s: float = math.inf
-    key: tuple[float, float, float, int] = (0.0, 0.0, 0.0, 0)
+    __slots__ = (
+        "_computed",
+        "_emitted",
+        "anchor_s",
+        "arrived_s",
+        "blocks",
+        "deadline_s",
+        "decodes",
+        "expected_tokens",
+        "first_token_s",
+        "has_started",
+        "hashes",
+        "id",
+        "is_admitted",
+        "joined",
+        "key",
+        "max_tokens",
+        "pace_s",
+        "priority",
+        "prompt_tokens",
+        "published",
+        "reuses_prefix",
+        "slo",
+        "stop_ids",
+        "tokens",
+    )
+
+    def __init__(  # noqa: PLR0917  # what every sequence has
+        self,
+        id: int,  # noqa: A002  # the field's name
+        tokens: list[int],
+        prompt_tokens: int,
+        max_tokens: int,
+        slo: Slo,
+        arrived_s: float,
+        *,
+        emitted: int | None = None,
+        expected_tokens: int = 0,
+        hashes: list[bytes] | None = None,
+        priority: int = 0,
+        stop_ids: frozenset[int] = frozenset(),
+        first_token_s: float | None = None,
+        reuses_prefix: bool = True,
+    ) -> None:
+        self.id = id
+        self.tokens = tokens
+        self.prompt_tokens = prompt_tokens
+        self.max_tokens = max_tokens
+        self.expected_tokens = min(expected_tokens, max_tokens) or max_tokens
+        """How long its answer is believed to become."""
+        self.slo = slo
+        self.arrived_s = arrived_s
+        self.priority = priority
+        self.stop_ids = stop_ids
+        self.first_token_s = first_token_s
+        self.reuses_prefix = reuses_prefix
+        self.hashes = [] if hashes is None else hashes
+        self.blocks: list[int] = []
+        self.published = 0
+        self.has_started = False
+        self.is_admitted = False
+        """Whether an order that admits has promised it a place."""
+        self.pace_s: float | None = None
+        self.anchor_s = math.inf
+        """The instant from which paces are counted."""
+        self.deadline_s = math.inf
+        self.key: tuple[float, float, int] = (0.0, 0.0, 0)
+        self.decodes: Decodes | None = None
+        """Those it decodes with; None while it waits."""
+        self.joined = 0
+        """The step in which it would have emitted its token number zero, while it decodes."""
+        if emitted is None:
+            emitted = len(tokens) - prompt_tokens if tokens else 0
+        self._emitted = emitted
+        self._computed = 0
 
     @property
     def emitted(self) -> int:
-        return len(self.tokens) - self.prompt_tokens
+        """Tokens of the answer so far."""
+        return self._emitted if self.decodes is None else self.decodes.steps - self.joined
+
+    @property
+    def context_tokens(self) -> int:
+        """Prompt and answer so far."""
+        return self.prompt_tokens + self.emitted
+
+    @property
+    def computed(self) -> int:
+        """Tokens whose KV is there. A decode has all but its last token's."""
+        return self._computed if self.decodes is None else self.context_tokens - 1
 
     @property
     def left(self) -> int:
         """Tokens that still have to be computed before the next one can be sampled."""
-        return len(self.tokens) - self.computed
+        return self.context_tokens - self.computed
 
     def due_s(self) -> float:
         """The instant at which the next token is due; infinite where no pace was promised."""
-        if self.first_token_s is None or self.pace_s is None:
+        if self.pace_s is None:
             return math.inf
-        return self.first_token_s + self.emitted * self.pace_s
+        return self.anchor_s + self.emitted * self.pace_s
+
+    def compute(self, tokens: int) -> None:
+        """Count prefill tokens as computed."""
+        self._computed += tokens
+
+    def rewind(self, computed: int) -> None:
+        """Begin the prefill anew, this much of it being there."""
+        self._computed = computed
+
+    def count(self, emitted: int) -> None:
+        """Stop decoding with this many tokens emitted."""
+        self._emitted = emitted
+        self._computed = self.prompt_tokens + emitted - 1
+        self.decodes = None
+
+    def __repr__(self) -> str:
+        return f"Sequence({self.id}, {self.computed} of {self.context_tokens} computed, {self.emitted} emitted)"
 
 
 class Chunk(NamedTuple):
@@ -102,28 +226,52 @@ class Chunk(NamedTuple):
     samples: bool
 
 
-@dataclass(slots=True)
 class StepPlan:
-    """One step. `started` are (sequence, tokens found in the prefix cache) of prefills that begin with it."""
+    """One step, or several alike of decodes alone.
 
-    decodes: list[Chunk] = field(default_factory=list)
-    prefills: list[Chunk] = field(default_factory=list)
-    started: list[tuple[int, int]] = field(default_factory=list)
-    preempted: list[int] = field(default_factory=list)
-    computing: set[bytes] = field(default_factory=set)
-    """Content that this step's prefills compute or will go on to compute."""
+    `started` are (sequence, tokens found in the prefix cache) of prefills that begin with it; `began` are, once it is
+    committed, those that decode from now on.
+    """
+
+    __slots__ = ("_decoding", "_running", "began", "computing", "preempted", "prefills", "started", "steps")
+
+    def __init__(self, decodes: Decodes) -> None:
+        self._running = decodes
+        self._decoding: list[Chunk] | None = None
+        self.prefills: list[Chunk] = []
+        self.started: list[tuple[int, int]] = []
+        self.preempted: list[int] = []
+        self.began: list[Sequence] = []
+        self.computing: set[bytes] = set()
+        """Content that this step's prefills compute or will go on to compute."""
+        self.steps = 1
+
+    @property
+    def decodes(self) -> list[Chunk]:
+        """Every decode's chunk. They are made when first asked for, which must be before the commit."""
+        if self._decoding is None:
+            running = self._running.sequences.values()
+            self._decoding = [Chunk(sequence, sequence.computed, 1, True) for sequence in running]
+        return self._decoding
 
     @property
     def chunks(self) -> list[Chunk]:
         return self.decodes + self.prefills
 
     @property
+    def is_empty(self) -> bool:
+        return not self.prefills and not self._running.sequences
+
+    @property
     def shape(self) -> StepShape:
+        """What the (first) step computes."""
+        if not self.prefills:
+            return StepShape(0, 0, len(self._running), self._running.context_tokens)
         return StepShape(
-            prefill_tokens=sum(chunk.tokens for chunk in self.prefills),
-            prefill_pairs=sum(chunk_pairs(chunk.tokens, chunk.start) for chunk in self.prefills),
-            decode_seqs=len(self.decodes),
-            context_tokens=sum(len(chunk.sequence.tokens) for chunk in self.decodes),
+            prefill_tokens=sum([chunk.tokens for chunk in self.prefills]),
+            prefill_pairs=sum([chunk_pairs(chunk.tokens, chunk.start) for chunk in self.prefills]),
+            decode_seqs=len(self._running),
+            context_tokens=self._running.context_tokens,
         )
 
 
@@ -136,7 +284,7 @@ class Finished(NamedTuple):
 class StepScheduler:
     """All sequences of one instance, their blocks, and the choice of each step.
 
-    The caller alternates `plan` and `commit`; `add` and `cancel` may come between two steps, never within one.
+    The caller alternates `plan` and `commit`; `add`, `cancel` and `end` may come between two steps, never within one.
     """
 
     def __init__(self, pool: BlockPool, seqs_max: int, latency: OnlineLatency, rules: StepRules | None = None) -> None:
@@ -146,9 +294,18 @@ class StepScheduler:
         self.seqs_max = seqs_max
         self.latency = latency
         self.rules = rules or StepRules()
+        self.decodes = Decodes(pool.block_tokens)
         self._sequences: dict[int, Sequence] = {}
-        self._running: dict[int, Sequence] = {}
         self._waiting: list[Sequence] = []
+        """In order of deadlines, or of arrivals where the rules say so."""
+        self._partial: dict[int, Sequence] = {}
+        """Those of `_waiting` that hold blocks."""
+        self._first: list[Sequence] = []
+        self._behind: list[Sequence] = []
+        """With `_first`, those of `_waiting` that have been ordered; the given up ones, in order."""
+        self._joined: list[Sequence] = []
+        """The others."""
+        self._ordered_s = self._reconsidered_s = -math.inf
 
     @property
     def waiting_seqs(self) -> int:
@@ -156,7 +313,7 @@ class StepScheduler:
 
     @property
     def running_seqs(self) -> int:
-        return len(self._running)
+        return len(self.decodes)
 
     @property
     def waiting_tokens(self) -> int:
@@ -176,10 +333,9 @@ class StepScheduler:
         if needed > self.pool.blocks:
             raise ValueError(f"the request needs {needed} KV blocks and the instance has {self.pool.blocks}")
         self._sequences[sequence.id] = sequence
-        if sequence.reuses_prefix:
+        if sequence.reuses_prefix and sequence.tokens:
             extend_hashes(sequence.hashes, sequence.tokens, self.pool.block_tokens)
-        self._rank(sequence)
-        insort(self._waiting, sequence, key=_key)
+        self._wait(sequence)
 
     def cancel(self, sequence_id: int) -> bool:
         """Forget a sequence and free its blocks; False if it is not here (any more)."""
@@ -188,6 +344,10 @@ class StepScheduler:
             return False
         self._drop(sequence)
         return True
+
+    def end(self, sequence_id: int) -> None:
+        """Its answer is complete: for bodies that count tokens and do not have them."""
+        self._drop(self._sequences[sequence_id])
 
     def fail(self, sequence_id: int) -> None:
         """Forget a sequence that could not be computed, and what its blocks were believed to hold."""
@@ -198,37 +358,53 @@ class StepScheduler:
     def reconfigure(self, rules: StepRules) -> None:
         """Put new rules in force; what waits is put into their order."""
         self.rules = rules
+        self._first, self._behind, self._joined = [], [], []
         for sequence in self._waiting:
             self._rank(sequence)
         self._waiting.sort(key=_key)
+        if rules.order in WALKED:
+            self._joined = list(self._waiting)
 
-    def plan(self, now: float) -> StepPlan:
-        """Choose the next step and give it its blocks. An empty plan means that there is nothing to compute."""
-        plan = StepPlan()
-        self._make_room_for_decodes(plan)
-        for sequence in self._running.values():
-            self._grow(sequence, len(sequence.tokens))
-            plan.decodes.append(Chunk(sequence, sequence.computed, 1, True))
+    def plan(self, now: float, steps_max: int = 1) -> StepPlan:
+        """Choose the next step and give it its blocks. An empty plan means that there is nothing to compute.
+
+        Where nothing waits, the plan may stand for up to `steps_max` steps that are alike.
+        """
+        plan = StepPlan(self.decodes)
+        if self.decodes.sequences:
+            self._make_room_for_decodes(plan)
+            for sequence in self.decodes.crossing():
+                self._grow(sequence, sequence.context_tokens)
         if self._waiting:
             self._fill(plan, now)
+        elif steps_max > 1 and self.decodes.sequences:
+            plan.steps = self._steps_alike(steps_max)
         return plan
 
-    def commit(self, plan: StepPlan, sampled: Mapping[int, int], now: float) -> list[Finished]:
-        """Take the outcome of a step: the token of each chunk that samples, by sequence id.
+    def commit(self, plan: StepPlan, sampled: Mapping[int, int] | None, now: float, steps: int = 1) -> list[Finished]:
+        """Take the outcome of a plan, of which `steps` were taken: the token of each chunk that samples, by sequence.
 
-        A sampling chunk without a token has failed; the caller is expected to `fail` its sequence.
+        A sampling chunk without a token has failed; the caller is expected to `fail` its sequence. None instead of
+        tokens stands for one token, whatever it is, for every such chunk; the caller says what has ended.
         """
-        finished = []
-        for sequence, _, tokens, samples in plan.chunks:
-            sequence.computed += tokens
+        if steps > 1:
+            for sequence in self.decodes.sequences.values():
+                self._grow(sequence, sequence.context_tokens + steps - 1)
+        decoded = list(self.decodes.sequences.values()) if sampled is not None else []
+        self.decodes.advance(steps)
+        if sampled is not None:
+            for sequence in self.decodes.crossing():
+                self._publish(sequence)
+        for sequence, _, tokens, samples in plan.prefills:
+            sequence.compute(tokens)
             self._publish(sequence)
-            token = sampled.get(sequence.id) if samples else None
-            if token is None:
-                continue
-            ended = self._append(sequence, token, now)
-            if ended is not None:
-                finished.append(ended)
-        return finished
+            if samples and (sampled is None or sequence.id in sampled):
+                self._begin_decoding(sequence, now)
+                plan.began.append(sequence)
+        if sampled is None:
+            return []
+        ends = [self._append(sequence, sampled.get(sequence.id)) for sequence in [*decoded, *plan.began]]
+        return [end for end in ends if end is not None]
 
     def observe(self, shape: StepShape, duration_s: float) -> bool:
         """Learn how long a step really took; returns whether the latency model is another one now."""
@@ -237,14 +413,28 @@ class StepScheduler:
     # -- decodes
 
     def _make_room_for_decodes(self, plan: StepPlan) -> None:
-        while self._running:
-            needed = sum(1 for s in self._running.values() if self._missing_blocks(s, len(s.tokens)))
+        while self.decodes.sequences:
+            crossing = self.decodes.crossing()
+            needed = sum([1 for sequence in crossing if self._missing_blocks(sequence, sequence.context_tokens) > 0])
             if needed <= self.pool.blocks_free:
                 return
             self._preempt(self._least_important(), plan)
 
+    def _steps_alike(self, steps_max: int) -> int:
+        """How many steps of the decodes alone the free blocks allow; this one has its blocks already."""
+        block_tokens = self.pool.block_tokens
+        free = self.pool.blocks_free
+        if free >= len(self.decodes) * -(-steps_max // block_tokens):  # Nobody could need more.
+            return steps_max
+        steps_max = min(steps_max, block_tokens)
+        for ahead in range(1, steps_max):
+            free -= len(self.decodes.crossing(ahead))
+            if free < 0:
+                return ahead
+        return steps_max
+
     def _least_important(self) -> Sequence:
-        holders = [sequence for sequence in self._sequences.values() if sequence.blocks]
+        holders = [*self.decodes.sequences.values(), *self._partial.values()]
         return max(holders, key=self._expendability)
 
     def _expendability(self, sequence: Sequence) -> tuple[int, float, float, int]:
@@ -252,35 +442,73 @@ class StepScheduler:
 
         First come, first served looks at neither.
         """
-        if self.rules.order == "fcfs":
+        if self.rules.order == "arrival":
             return (0, 0.0, sequence.arrived_s, sequence.id)
         return (-sequence.priority, sequence.due_s(), sequence.arrived_s, sequence.id)
 
     def _preempt(self, sequence: Sequence, plan: StepPlan) -> None:
+        if sequence.decodes is not None:
+            self.decodes.leave(sequence)
+            self._wait(sequence)
+        self._let_go(sequence)
+        plan.preempted.append(sequence.id)
+
+    def _let_go(self, sequence: Sequence) -> None:
+        """Give back all blocks of a sequence that waits, and what was computed in them."""
         self.pool.release(sequence.blocks)
         sequence.blocks = []
-        sequence.computed = sequence.published = 0
+        sequence.rewind(0)
+        sequence.published = 0
         sequence.has_started = False
-        plan.preempted.append(sequence.id)
-        if self._running.pop(sequence.id, None) is not None:
-            plan.decodes = [chunk for chunk in plan.decodes if chunk.sequence is not sequence]
-            self._rank(sequence)
-            insort(self._waiting, sequence, key=_key)
+        self._partial.pop(sequence.id, None)
+
+    def _begin_decoding(self, sequence: Sequence, now: float) -> None:
+        """Its first token, or after a preemption the next one, is out."""
+        self._unwait(sequence)
+        sequence.count(sequence.emitted + 1)
+        if sequence.first_token_s is None:
+            sequence.first_token_s = now
+            self._set_pace(sequence)
+        self.decodes.join(sequence)
+
+    def _set_pace(self, sequence: Sequence) -> None:
+        first_s = sequence.first_token_s
+        assert first_s is not None
+        sequence.pace_s = budget.pace_s(sequence.slo, sequence.arrived_s, first_s, sequence.expected_tokens)
+        sequence.anchor_s = budget.anchor_s(sequence.slo, sequence.arrived_s, first_s, self.rules.credit_spend_max)
+
+    def _append(self, sequence: Sequence, token: int | None) -> Finished | None:
+        """Note a token; returns its end if that was the last one."""
+        if token is None:
+            return None
+        sequence.tokens.append(token)
+        by_stop = token in sequence.stop_ids
+        if not by_stop and sequence.emitted < sequence.max_tokens:
+            return None
+        self._drop(sequence)
+        return Finished(sequence.id, by_stop)
+
+    def _drop(self, sequence: Sequence) -> None:
+        del self._sequences[sequence.id]
+        if sequence.decodes is not None:
+            self.decodes.leave(sequence)
+        else:
+            self._unwait(sequence)
+        self.pool.release(sequence.blocks)
+        sequence.blocks = []
 
     # -- prefills
 
     def _fill(self, plan: StepPlan, now: float) -> None:
         model, rules = self.latency.model, self.rules
-        seqs, context = len(plan.decodes), sum(len(chunk.sequence.tokens) for chunk in plan.decodes)
-        room_s = self._room_s(now, seqs, context) if rules.sizing == "slack" else math.inf
+        room_s = self._room_s(now) if rules.sizing == "slack" else math.inf
         tokens_left = rules.prefill_tokens_max
-        walk = list(self._walk(now, seqs, context))
-        behind = [sequence for sequence, _ in walk if sequence.blocks]
-        held = len(self._running) + len(behind)
+        behind = dict(self._partial)
+        held = len(self.decodes) + len(behind)
+        waits_with_others = len(self._waiting) > 1
         floor = rules.floor
-        for sequence, most in walk:
-            if sequence in behind:
-                behind.remove(sequence)
+        for sequence, most in self._walk(now):
+            behind.pop(sequence.id, None)
             if held >= self.seqs_max and not sequence.blocks:
                 continue
             if not self._begin(sequence, plan):
@@ -294,95 +522,115 @@ class StepScheduler:
             room_s -= model.chunk_s(tokens, sequence.computed)
             tokens_left -= tokens
             self._schedule(sequence, tokens, plan)
-            if most > rules.floor and len(walk) > 1:  # Nobody waits for a trickle: that would be as slow as it is.
+            if rules.sizing == "slack" and tokens == sequence.left and sequence.first_token_s is None:
+                room_s = min(room_s, self._room_before_s(sequence, plan, now))
+            if most > rules.floor and waits_with_others:  # Nobody waits for a trickle: that would be as slow as it is.
                 plan.computing.update(sequence.hashes[sequence.published :])
             if most > floor:
                 floor = 0  # Only the first in order has a claim on a floor, besides the starved one's own.
             if tokens_left <= 0 or (room_s <= 0 and not floor):
                 break
 
-    def _room_s(self, now: float, seqs: int, context: int) -> float:
+    def _room_s(self, now: float) -> float:
         """Seconds of prefill that the decodes of this step can bear; infinite if none of them has a promise to lose."""
-        model = self.latency.model
-        base_s = self.latency.decode_step_s(seqs, context)
-        slack_s = math.inf
-        for sequence in self._running.values():
-            if sequence.pace_s is None:
-                continue
-            due_s = sequence.due_s()
-            left = sequence.max_tokens - sequence.emitted
-            if not budget.is_decode_lost(due_s, now, sequence.pace_s, left, base_s):
-                slack_s = min(slack_s, due_s - now)
+        model, decodes = self.latency.model, self.decodes
+        seqs, context = len(decodes), decodes.context_tokens
+        slack_s = decodes.slack_s(now, self.latency.decode_step_s(seqs, context))
         if slack_s == math.inf:
             return math.inf
-        step_s = budget.SAFETY * slack_s / self.latency.correction.factor("mixed")
+        step_s = self.rules.slack_share * slack_s / self.latency.correction.factor("mixed")
         return step_s - model.decode_step_s(seqs, context) - max(0.0, model.prefill_base_s - model.decode_base_s)
 
-    def _walk(self, now: float, seqs: int, context: int) -> Iterator[tuple[Sequence, int]]:
+    def _room_before_s(self, sequence: Sequence, plan: StepPlan, now: float) -> float:
+        """Seconds of prefill that may join a step in which this one's first token comes out, so that it is in time.
+
+        Infinite if it is late anyway: it has nothing to lose.
+        """
+        spent_s = self.latency.step_s(plan.shape)
+        left_s = sequence.deadline_s - now - spent_s
+        return left_s / self.latency.correction.factor("mixed") if left_s >= 0 else math.inf
+
+    def _walk(self, now: float) -> Iterator[tuple[Sequence, int]]:
         """Waiting sequences in the order in which they may enter, each with the most tokens it may have."""
         everything = 1 << 30
-        if self.rules.order == "fcfs":
-            for sequence in list(self._waiting):
-                yield sequence, everything
+        if self.rules.order not in WALKED:
+            yield from [(sequence, everything) for sequence in self._waiting]
             return
-        stretch = self._stretch(seqs, context) * self.latency.correction.factor("mixed" if seqs else "prefill")
-        feasible: list[Sequence] = []
-        lost: list[Sequence] = []
-        for sequence in self._waiting:
-            (lost if self._is_lost(sequence, now, stretch) else feasible).append(sequence)
-        starved = min(lost, key=lambda s: (s.deadline_s, s.id), default=None)
-        if starved is not None and now > starved.deadline_s + self.rules.starvation_s:
-            yield starved, self.rules.floor if feasible else everything
-            lost.remove(starved)
-        for sequence in feasible:
+        self._reorder(now)
+        first, behind = list(self._first), list(self._behind)
+        starved = self._starved(behind, now)
+        if starved is not None:
+            yield starved, self.rules.floor if first else everything
+        for sequence in first:
             yield sequence, everything
-        lost.sort(key=lambda s: (-s.priority, s.arrived_s, s.id))
-        for sequence in lost:
-            yield sequence, everything
+        for sequence in behind:
+            if sequence is not starved:
+                yield sequence, everything
 
-    def _stretch(self, seqs: int, context: int) -> float:
-        paces = [s.pace_s for s in self._running.values() if s.pace_s is not None]
-        if not paces:
-            return 1.0
+    def _reorder(self, now: float) -> None:
+        """Say what goes first: of all that waits now and then, else of what went first before and what has joined."""
+        # What was not admitted stays so.
+        is_full = now > self._reconsidered_s + RECONSIDER_S and self.rules.order != "admission"
+        if not is_full and not self._joined and now <= self._ordered_s + REORDER_S:
+            return
+        given_up: list[Sequence] = [] if is_full else self._behind
+        waiting = self._waiting if is_full else sorted([*self._first, *self._joined], key=_key)
+        start_s = now + self.latency.model.prefill_base_s
+        self._first, behind = WALKED[self.rules.order](waiting, start_s, self._stretch(), self._work_s)
+        if behind and given_up:
+            behind = sorted([*given_up, *behind], key=order.back_key)
+        self._behind = behind or given_up
+        self._joined = []
+        self._ordered_s = now
+        if is_full:
+            self._reconsidered_s = now
+
+    def _work_s(self, sequence: Sequence) -> float:
+        return self.latency.model.chunk_s(sequence.left, sequence.computed)
+
+    def _stretch(self) -> float:
+        """How many times its own work a prefill takes beside the present decodes."""
+        decodes, factor = self.decodes, self.latency.correction.factor
+        pace_s = decodes.strictest_pace_s()
+        if pace_s == math.inf:
+            return factor("mixed" if decodes.sequences else "prefill")
         model, rules = self.latency.model, self.rules
         bounds = (rules.floor, rules.prefill_tokens_max)
-        chunk = budget.chunk_between_decodes(model, min(paces), seqs, context, bounds)
-        return budget.prefill_inflation(model, chunk, seqs, context)
+        seqs, context = len(decodes), decodes.context_tokens
+        chunk = budget.chunk_between_decodes(model, pace_s, seqs, context, bounds)
+        return budget.prefill_inflation(model, chunk, seqs, context) * factor("mixed")
 
-    def _is_lost(self, sequence: Sequence, now: float, stretch: float) -> bool:
-        """Whether its first token would be late even if it went first from now on."""
-        if sequence.first_token_s is not None:
-            return False
-        model = self.latency.model
-        work_s = model.chunk_s(sequence.left, sequence.computed)
-        return now + model.prefill_base_s + stretch * work_s > sequence.deadline_s
+    def _starved(self, behind: list[Sequence], now: float) -> Sequence | None:
+        """The one that has been late for longest, if that is longer than anyone has to bear."""
+        latest = min(behind, key=lambda sequence: (sequence.deadline_s, sequence.id), default=None)
+        return latest if latest is not None and now > latest.deadline_s + self.rules.starvation_s else None
 
     def _begin(self, sequence: Sequence, plan: StepPlan) -> bool:
         """Attach what the prefix cache holds; False if a neighbour is computing the next block in this step.
 
         Waiting one step for that neighbour is cheaper than computing the same block twice.
         """
-        if sequence.blocks or not sequence.reuses_prefix:
+        if sequence.blocks or not sequence.hashes:
             return True
         # The last token is always computed, for its logits.
-        usable = sequence.hashes[: (len(sequence.tokens) - 1) // self.pool.block_tokens]
+        usable = sequence.hashes[: (sequence.context_tokens - 1) // self.pool.block_tokens]
         found = self.pool.find(usable)
         if len(found) < len(usable) and usable[len(found)] in plan.computing:
             return False
-        self.pool.hold(found)
-        sequence.blocks = found
-        sequence.computed = len(found) * self.pool.block_tokens
-        sequence.published = len(found)
+        if found:
+            self.pool.hold(found)
+            sequence.blocks = found
+            sequence.rewind(len(found) * self.pool.block_tokens)
+            sequence.published = len(found)
+            self._partial[sequence.id] = sequence
         return True
 
     def _unbegin(self, sequence: Sequence) -> None:
         """Give back a prefix that was attached for nothing."""
         if not sequence.has_started:
-            self.pool.release(sequence.blocks)
-            sequence.blocks = []
-            sequence.computed = sequence.published = 0
+            self._let_go(sequence)
 
-    def _allot(self, sequence: Sequence, tokens: int, behind: list[Sequence], plan: StepPlan) -> int:
+    def _allot(self, sequence: Sequence, tokens: int, behind: dict[int, Sequence], plan: StepPlan) -> int:
         """Blocks for the next `tokens` tokens, or for as many as can be had; returns how many tokens that is.
 
         `behind` are the unfinished prefills whose turn in this step comes later.
@@ -390,24 +638,27 @@ class StepScheduler:
         while tokens > 0:
             if self._missing_blocks(sequence, sequence.computed + tokens) <= self.pool.blocks_free:
                 self._grow(sequence, sequence.computed + tokens)
+                self._partial[sequence.id] = sequence
                 return tokens
             victim = self._outranked(sequence, behind)
             if victim is None:
                 room = (len(sequence.blocks) + self.pool.blocks_free) * self.pool.block_tokens
                 tokens = min(tokens, room - sequence.computed)
             else:
+                behind.pop(victim.id, None)
                 self._preempt(victim, plan)
         return 0
 
-    def _outranked(self, sequence: Sequence, behind: list[Sequence]) -> Sequence | None:
+    def _outranked(self, sequence: Sequence, behind: Mapping[int, Sequence]) -> Sequence | None:
         """Someone whose blocks this sequence may take: a prefill behind it, or a decode of lower priority.
 
         Whoever is first in this step's order can take from all other prefills, so that two of them never hold the
         last blocks against each other.
         """
-        candidates = [other for other in behind if other.blocks]
-        if self.rules.order == "slack":
-            candidates += [other for other in self._running.values() if other.priority < sequence.priority]
+        candidates = [other for other in behind.values() if other.blocks]
+        if self.rules.order != "arrival":
+            running = self.decodes.sequences.values()
+            candidates += [other for other in running if other.priority < sequence.priority]
         return max(candidates, key=self._expendability, default=None)
 
     def _schedule(self, sequence: Sequence, tokens: int, plan: StepPlan) -> None:
@@ -416,73 +667,80 @@ class StepScheduler:
             plan.started.append((sequence.id, sequence.computed))
         plan.prefills.append(Chunk(sequence, sequence.computed, tokens, tokens == sequence.left))
 
-    # -- blocks and ends
+    # -- blocks
 
     def _missing_blocks(self, sequence: Sequence, tokens: int) -> int:
         return self.pool.blocks_for(tokens) - len(sequence.blocks)
 
     def _grow(self, sequence: Sequence, tokens: int) -> None:
-        missing = self._missing_blocks(sequence, tokens)
+        blocks, pool = sequence.blocks, self.pool
+        missing = -(-tokens // pool.block_tokens) - len(blocks)
         if missing > 0:
-            sequence.blocks.extend(self.pool.take(missing))
+            blocks += pool.take(missing)
 
     def _publish(self, sequence: Sequence) -> None:
-        full = sequence.computed // self.pool.block_tokens
-        if not sequence.reuses_prefix or full == sequence.published:
+        if not sequence.reuses_prefix:
             return
-        extend_hashes(sequence.hashes, sequence.tokens, self.pool.block_tokens)
+        full = sequence.computed // self.pool.block_tokens
+        if full == sequence.published:
+            return
+        if sequence.tokens:
+            extend_hashes(sequence.hashes, sequence.tokens, self.pool.block_tokens)
+        full = min(full, len(sequence.hashes))
         for index in range(sequence.published, full):
             self.pool.publish(sequence.blocks[index], sequence.hashes[index])
-        sequence.published = full
+        sequence.published = max(sequence.published, full)
 
-    def _append(self, sequence: Sequence, token: int, now: float) -> Finished | None:
-        sequence.tokens.append(token)
-        if sequence.first_token_s is None:
-            sequence.first_token_s = now
-            sequence.pace_s = budget.pace_s(sequence.slo, sequence.arrived_s, now, sequence.max_tokens)
-        if sequence.id not in self._running:
-            self._waiting.remove(sequence)
-            self._running[sequence.id] = sequence
-        by_stop = token in sequence.stop_ids
-        if not by_stop and sequence.emitted < sequence.max_tokens:
-            return None
-        self._drop(sequence)
-        return Finished(sequence.id, by_stop)
+    # -- waiting
 
-    def _drop(self, sequence: Sequence) -> None:
-        del self._sequences[sequence.id]
-        if self._running.pop(sequence.id, None) is None:
-            self._waiting.remove(sequence)
-        self.pool.release(sequence.blocks)
-        sequence.blocks = []
+    def _wait(self, sequence: Sequence) -> None:
+        """Fix its place among those that wait; deadlines do not move while it does."""
+        self._rank(sequence)
+        insort(self._waiting, sequence, key=_key)
+        if self.rules.order in WALKED:
+            self._joined.append(sequence)
 
-    # -- order
+    def _unwait(self, sequence: Sequence) -> None:
+        del self._waiting[bisect_left(self._waiting, sequence.key, key=_key)]
+        self._partial.pop(sequence.id, None)
+        for part in (self._first, self._joined, self._behind):
+            if sequence in part:
+                part.remove(sequence)
+                return
 
     def _rank(self, sequence: Sequence) -> None:
-        """Fix a sequence's place among those that wait; deadlines do not move while it does."""
         if sequence.first_token_s is not None:
-            pace_s = budget.pace_s(sequence.slo, sequence.arrived_s, sequence.first_token_s, sequence.max_tokens)
-            sequence.pace_s = pace_s
-            sequence.deadline_s = sequence.due_s() if pace_s is not None else sequence.first_token_s
+            self._set_pace(sequence)
+            sequence.deadline_s = sequence.due_s() if sequence.pace_s is not None else sequence.first_token_s
         else:
             sequence.deadline_s = budget.first_token_deadline_s(
                 sequence.slo,
                 sequence.arrived_s,
-                sequence.max_tokens,
-                self.latency.decode_step_s(1, len(sequence.tokens)),
+                sequence.expected_tokens,
+                self.latency.decode_step_s(1, sequence.context_tokens),
                 self.rules.patience_s,
             )
-        if self.rules.order == "fcfs":
-            sequence.key = (0.0, sequence.arrived_s, 0.0, sequence.id)
+        if self.rules.order == "arrival":
+            sequence.key = (sequence.arrived_s, sequence.arrived_s, sequence.id)
+        elif self.rules.order == "priority":
+            sequence.key = (-sequence.priority, sequence.arrived_s, sequence.id)
+        elif self.rules.order == "slack":
+            sequence.key = (-sequence.priority, sequence.deadline_s - self._work_s(sequence), sequence.id)
         else:
-            sequence.key = (-sequence.priority, sequence.deadline_s, sequence.arrived_s, sequence.id)
+            sequence.key = (sequence.deadline_s, sequence.arrived_s, sequence.id)
 
     def check(self) -> None:
         """Every sequence in one place, every block accounted for, waiting work in order."""
         self.pool.check()
+        self.decodes.check()
         waiting = [sequence.id for sequence in self._waiting]
-        assert sorted([*waiting, *self._running]) == sorted(self._sequences), f"a sequence is misplaced: {self!r}"
+        placed = [*waiting, *self.decodes.sequences]
+        assert sorted(placed) == sorted(self._sequences), f"a sequence is misplaced: {self!r}"
         assert [s.key for s in self._waiting] == sorted(s.key for s in self._waiting), f"out of order: {self!r}"
+        assert {s.id for s in self._waiting if s.blocks} == self._partial.keys(), f"blocks without a prefill: {self!r}"
+        if self.rules.order in WALKED:
+            ordered = [sequence.id for part in (self._first, self._joined, self._behind) for sequence in part]
+            assert sorted(ordered) == sorted(waiting), f"an order of others: {ordered}, {self!r}"
         holders: dict[int, int] = {}
         for sequence in self._sequences.values():
             assert len(sequence.blocks) >= self.pool.blocks_for(sequence.computed), f"KV without a block: {sequence!r}"
@@ -491,8 +749,9 @@ class StepScheduler:
         self.pool.check_holders(holders)
 
     def __repr__(self) -> str:
-        return f"StepScheduler(running={sorted(self._running)}, waiting={[s.id for s in self._waiting]}, {self.pool!r})"
+        running = sorted(self.decodes.sequences)
+        return f"StepScheduler(running={running}, waiting={[s.id for s in self._waiting]}, {self.pool!r})"
 
 
-def _key(sequence: Sequence) -> tuple[float, float, float, int]:
+def _key(sequence: Sequence) -> tuple[float, float, int]:
     return sequence.key

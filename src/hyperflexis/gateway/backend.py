@@ -19,7 +19,7 @@ class EndReason(StrEnum):
     CANCELLED = "cancelled"
     """By `Backend.cancel`; the sink that was cancelled hears of it too."""
     REJECTED = "rejected"
-    """Refused before any work was spent on it; `End.status` is 429 or 503."""
+    """Refused before any work was spent on it; `End.status` is 400, 429 or 503."""
     FAILED = "failed"
     """Not the client's fault; `End.status` is 500 or 503."""
 

@@ -265,6 +265,7 @@ def _request(ask: Ask, prompt: Prompt, max_tokens: int, sampling: Sampling) -> G
         ttft_s=granted.ttft_s,
         tpot_s=granted.tpot_s,
         e2e_s=granted.e2e_s,
+        refuses_late=granted.refuses_late,
     )
 
 

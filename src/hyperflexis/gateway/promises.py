@@ -41,6 +41,7 @@ class Granted:
     ttft_s: float | None = None
     tpot_s: float | None = None
     e2e_s: float | None = None
+    refuses_late: bool = False
 
     def header(self) -> str:
         """One line for `x-hyperflexis-granted`."""
@@ -70,6 +71,7 @@ def grant(
         _target(headers, TTFT_HEADERS, _ttft_fields(body), TTFT_MS_MAX, slo.ttft_s),
         _target(headers, TPOT_HEADERS, _tpot_fields(body), TPOT_MS_MAX, slo.tpot_s),
         _target(headers, E2E_HEADERS, _e2e_fields(body), E2E_MS_MAX, slo.e2e_s),
+        chosen.refuses_late,
     )
 
 

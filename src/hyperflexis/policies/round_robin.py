@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hyperflexis.core.cluster import Cluster
 from hyperflexis.core.commands import Reason, Why
 from hyperflexis.core.control import Policy
-from hyperflexis.core.dispatch import ExpectedTokens, Placement
+from hyperflexis.core.dispatch import Placement
 from hyperflexis.core.instance import Instance
 from hyperflexis.core.request import Request
-from hyperflexis.core.step import StepRules
+from hyperflexis.policies import engines
 
 
 class InTurn:
@@ -22,15 +23,12 @@ class InTurn:
     def __init__(self) -> None:
         self._last_id = -1
 
-    def choose(
-        self, request: Request, instances: Sequence[Instance], expected_tokens: ExpectedTokens, now: float
-    ) -> Placement:
+    def choose(self, request: Request, instances: Sequence[Instance], cluster: Cluster, now: float) -> Placement:
         following = [instance for instance in instances if instance.id > self._last_id]
         instance = min(following or instances, key=lambda candidate: candidate.id)
         self._last_id = instance.id
         return Placement(instance, Reason(Why.IN_TURN))
 
 
-def policy(prefill_tokens_max: int) -> Policy:
-    rules = StepRules("fcfs", "fixed", prefill_tokens_max=prefill_tokens_max)
-    return Policy("round_robin", InTurn(), rules)
+def policy(prefill_tokens_max: int, *, chunk: int = 0, engine: str = "first_come") -> Policy:
+    return Policy("round_robin", InTurn(), engines.rules(engine, prefill_tokens_max, chunk))

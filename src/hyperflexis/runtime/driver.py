@@ -26,7 +26,6 @@ from hyperflexis.core.events import (
     RequestArrived,
     RequestCancelled,
     RequestFinished,
-    TokensEmitted,
     Wakeup,
 )
 from hyperflexis.core.instance import Capacity
@@ -44,6 +43,8 @@ _END_REASONS: dict[FinishReason, EndReason] = {
     FinishReason.LENGTH: "length",
     FinishReason.FAILED: "failed",
 }
+_REJECTED = {Why.QUEUE_FULL: 429, Why.TOO_LATE: 429, Why.TOO_LARGE: 400}
+"""HTTP status of a refusal; what is not here is for want of instances, 503."""
 _SHUT_DOWN = End("failed", message="the server is shutting down", status=503)
 
 
@@ -116,7 +117,7 @@ class Driver:
         stream = self._streams.get(ticket)
         if stream is not None:
             stream.ended_as = "cancelled"
-            self._feed(RequestCancelled(ticket))
+            self._feed(RequestCancelled(ticket, len(stream.emitted)))
 
     def instances(self) -> list[InstanceStatus]:
         return [status_of(f"i{instance_id}", member) for instance_id, member in self._members.items()]
@@ -154,6 +155,7 @@ class Driver:
             priority=request.priority,
             service_class=request.service_class,
             block_hashes=tuple(hashes),
+            refuses_late=request.refuses_late,
         )
 
     # -- from instances
@@ -171,12 +173,24 @@ class Driver:
         self._members[instance_id].report = report
         shape = StepShape(report.prefill_tokens, report.prefill_pairs, report.decode_seqs, report.context_tokens)
         latency = LatencyModel(**report.latency) if report.latency else None
-        self._feed(InstanceReported(instance_id, shape, report.duration_s, report.started, report.preempted, latency))
-        # The core counts a token before its client sees it, because a client may cancel on seeing it (a stop string).
-        self._feed(TokensEmitted(instance_id, report.requests))
+        # The core hears of a first token before its client does, because a client may cancel on seeing it.
+        if report.steps:
+            self._feed(
+                InstanceReported(
+                    instance_id,
+                    shape,
+                    report.duration_s,
+                    steps=report.steps,
+                    started=report.started,
+                    began=report.began,
+                    preempted=report.preempted,
+                    latency=latency,
+                )
+            )
         self._hand_out(report)
         for request_id, reason in zip(report.finished, report.reasons, strict=True):
-            self._feed(RequestFinished(instance_id, request_id, failed=reason == FinishReason.FAILED))
+            emitted = len(stream.emitted) if (stream := self._streams.get(request_id)) else 0
+            self._feed(RequestFinished(instance_id, request_id, emitted, failed=reason == FinishReason.FAILED))
 
     def _hand_out(self, report: StepReport) -> None:
         """Give each stream its tokens and remember how those that end have ended."""
@@ -243,13 +257,13 @@ class Driver:
     def _dispatch(self, command: Dispatch) -> None:
         stream = self._streams[command.request_id]
         adapter = self._members[command.instance_id].adapter
-        adapter.submit(stream.submission(command.request_id, self._clock()))
+        adapter.submit(stream.submission(command.request_id, command.expected_tokens, self._clock()))
 
     def _hold(self, command: Hold) -> None:
         log.debug("request %d is held: %s", command.request_id, command.reason)
 
     def _reject(self, command: Reject) -> None:
-        status = 429 if command.reason.why is Why.QUEUE_FULL else 503
+        status = _REJECTED.get(command.reason.why, 503)
         end = End("rejected", None, str(command.reason), status, command.retry_after_s)
         # Not at once: `submit` may not have returned yet, and the sink is promised silence until then.
         self._loop.call_soon(self._end, command.request_id, end)

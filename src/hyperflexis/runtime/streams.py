@@ -49,7 +49,7 @@ class Stream:
     """What the instance said of the end; `failed` until it said something."""
     error: str = ""
 
-    def submission(self, request_id: int, now: float) -> Submit:
+    def submission(self, request_id: int, expected_tokens: int, now: float) -> Submit:
         """What an instance has to be told in order to go on from here."""
         request, first_token_s = self.request, self.first_token_s
         return Submit(
@@ -64,4 +64,5 @@ class Stream:
             e2e_s=request.e2e_s,
             waited_s=now - self.arrived_s,
             first_token_age_s=None if first_token_s is None else now - first_token_s,
+            expected_tokens=expected_tokens,
         )

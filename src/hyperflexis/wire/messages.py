@@ -73,6 +73,8 @@ class GenerateRequest(msgspec.Struct, frozen=True):
     ttft_s: float | None = None
     tpot_s: float | None = None
     e2e_s: float | None = None
+    refuses_late: bool = False
+    """Refuse it rather than serve it late."""
 
 
 class Submit(msgspec.Struct, frozen=True, array_like=True):
@@ -91,6 +93,8 @@ class Submit(msgspec.Struct, frozen=True, array_like=True):
     """Seconds since the request arrived."""
     first_token_age_s: float | None = None
     """Seconds since its first token, where there was one."""
+    expected_tokens: int = 0
+    """How long its answer is believed to become; 0 where nothing is known."""
 
 
 class Work(msgspec.Struct, frozen=True, array_like=True, tag=0):
@@ -144,6 +148,10 @@ class StepReport(msgspec.Struct, frozen=True, array_like=True, tag=1):
     cached_tokens: list[int]
     """For each of `started`: how many of its tokens needed no computing."""
     preempted: list[int]
+    began: list[int]
+    """Requests whose prefill ended in this step: they decode from now on."""
+    steps: int
+    """How many steps the control plane is to hear of with this one, itself included; 0: nothing yet."""
     waiting_seqs: int
     waiting_tokens: int
     running_seqs: int

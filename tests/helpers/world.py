@@ -1,16 +1,17 @@
-"""A whole fleet in virtual time: the real control plane, real step schedulers, and steps that take what a model says.
+"""A fleet without a clock: the real control plane, real step schedulers, and a caller that says what happens when.
 
-`World` performs commands and turns steps into events, as the live driver and its instances do, but leaves it to the
-caller when each thing happens. `Fleet` adds a clock: a heap of things to come, in order of time and then of insertion.
+`World` performs commands and turns steps into events, as the live driver and its instances do. It is for tests that
+want every order of events, losses in the middle of steps included; what a clock decides is tested with `sim`.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from hyperflexis.core.blocks import BlockPool
+from hyperflexis.core.cadence import STEPS_MAX, Cadence
 from hyperflexis.core.commands import Cancel, Command, Conclude, Dispatch, Launch, Reject
 from hyperflexis.core.control import ControlPlane
 from hyperflexis.core.events import (
@@ -19,9 +20,8 @@ from hyperflexis.core.events import (
     InstanceReady,
     InstanceReported,
     RequestArrived,
+    RequestCancelled,
     RequestFinished,
-    TokensEmitted,
-    Wakeup,
 )
 from hyperflexis.core.instance import Capacity
 from hyperflexis.core.latency import LatencyModel, OnlineLatency
@@ -68,9 +68,16 @@ class Body:
         self.inbox: list[Seq | int] = []
         self.plan: StepPlan | None = None
         """The step that runs now."""
+        self._cadence = Cadence()
+        self._has_changed = False
+
+    @property
+    def untold_steps(self) -> int:
+        """Steps that have ended and that the control plane has not heard of."""
+        return STEPS_MAX - self._cadence.steps_left
 
     def begin(self, now: float) -> StepPlan | None:
-        """Start a step; None if there is nothing to compute."""
+        """Start a step; None if there is nothing to compute and nothing to say."""
         assert self.scheduler is not None
         assert self.plan is None
         inbox, self.inbox = self.inbox, []
@@ -78,25 +85,30 @@ class Body:
             if isinstance(message, Seq):
                 self.scheduler.add(message)
             else:
-                self.scheduler.cancel(message)
+                self._has_changed |= self.scheduler.cancel(message)
         plan = self.scheduler.plan(now)
-        self.plan = plan if plan.chunks else None
+        self.plan = None if plan.is_empty and not self._has_changed else plan
         return self.plan
 
-    def end(self, duration_s: float, now: float, answers: Callable[[int], int]) -> tuple[list[Event], dict[int, int]]:
-        """End the step that runs; returns the events that a driver makes of it, and its tokens by request."""
+    def end(
+        self, duration_s: float, now: float, answers: Callable[[int], int]
+    ) -> tuple[InstanceReported | None, dict[int, int], list[int]]:
+        """End the step that runs; returns its report, if there is one, its tokens by request, and who has ended."""
         assert self.scheduler is not None
         assert self.plan is not None
         plan, self.plan = self.plan, None
-        shape = plan.shape
+        shape, has_computed = plan.shape, not plan.is_empty
         sampled = {c.sequence.id: _next_token(c.sequence, answers(c.sequence.id)) for c in plan.chunks if c.samples}
-        finished = self.scheduler.commit(plan, sampled, now)
-        self.scheduler.observe(shape, duration_s)
-        started = [sequence_id for sequence_id, _ in plan.started]
-        events: list[Event] = [InstanceReported(self.id, shape, duration_s, started, plan.preempted)]
-        events.append(TokensEmitted(self.id, list(sampled)))
-        events += [RequestFinished(self.id, end.sequence_id) for end in finished]
-        return events, sampled
+        ended = [end.sequence_id for end in self.scheduler.commit(plan, sampled, now)]
+        if has_computed:
+            self.scheduler.observe(shape, duration_s)
+        steps = self._cadence.count(1, bool(plan.prefills or plan.preempted or ended or self._has_changed))
+        self._has_changed = False
+        if not steps:
+            return None, sampled, ended
+        started, began = [number for number, _ in plan.started], [sequence.id for sequence in plan.began]
+        report = InstanceReported(self.id, shape, duration_s, steps, started, began, plan.preempted)
+        return report, sampled, ended
 
 
 def _next_token(sequence: Seq, answer_tokens: int) -> int:
@@ -118,14 +130,14 @@ class World:
         self.ends: dict[int, Conclude | Reject] = {}
         self.tokens: dict[int, list[int]] = {}
         """Request → what its client had when it ended."""
-        self.journal: list[tuple[float, Command]] = []
+        self.journal: list[tuple[float, Event, list[Command]]] = []
 
     def feed(self, event: Event, now: float) -> list[Command]:
         """Hand one event to the control plane and perform what it says."""
         commands = self.control.handle(event, now)
+        self.journal.append((now, event, commands))
         for command in commands:
-            self.journal.append((now, command))
-            self._perform(command, now)
+            self._perform(command)
         if self.checks:
             self.control.check()
         return commands
@@ -151,32 +163,31 @@ class World:
         self.feed(InstanceLost(instance_id), now)
 
     def end_step(self, body: Body, duration_s: float, now: float) -> None:
-        events, sampled = body.end(duration_s, now, self.answers.__getitem__)
+        report, sampled, ended = body.end(duration_s, now, self.answers.__getitem__)
+        if report is not None:
+            self.feed(report, now)
         for request_id, token in sampled.items():
             if live := self.live.get(request_id):
                 live.emitted.append(token)
                 live.first_token_s = now if live.first_token_s is None else live.first_token_s
-        for event in events:
-            self.feed(event, now)
+        for request_id in ended:
+            emitted = len(live.emitted) if (live := self.live.get(request_id)) else 0
+            self.feed(RequestFinished(body.id, request_id, emitted), now)
 
-    def has_work(self, body: Body) -> None:
-        """Called when a message is put into an instance's inbox."""
+    def cancel(self, request_id: int, now: float) -> None:
+        self.feed(RequestCancelled(request_id, len(self.live[request_id].emitted)), now)
 
-    def _perform(self, command: Command, now: float) -> None:
+    def _perform(self, command: Command) -> None:
         if isinstance(command, Launch):
             self.bodies[command.instance_id] = Body(command.instance_id)
         elif isinstance(command, Dispatch):
-            self._tell(command.instance_id, self._sequence(self.live[command.request_id]))
+            self.bodies[command.instance_id].inbox.append(self._sequence(self.live[command.request_id]))
         elif isinstance(command, Cancel):
-            self._tell(command.instance_id, command.request_id)
+            self.bodies[command.instance_id].inbox.append(command.request_id)
         elif isinstance(command, Conclude | Reject):
             assert command.request_id not in self.ends, f"request {command.request_id} ended twice"
             self.ends[command.request_id] = command
             self.tokens[command.request_id] = self.live.pop(command.request_id).emitted
-
-    def _tell(self, instance_id: int, message: Seq | int) -> None:
-        self.bodies[instance_id].inbox.append(message)
-        self.has_work(self.bodies[instance_id])
 
     def _sequence(self, live: Live) -> Seq:
         job = live.job
@@ -194,85 +205,13 @@ class World:
         )
 
 
-class Fleet(World):
-    """A world with a clock. Instances take `startup_s` to become ready; `truth` is how long steps really take."""
-
-    def __init__(
-        self,
-        control: ControlPlane,
-        capacity: Capacity,
-        model: LatencyModel,
-        *,
-        truth: LatencyModel | None = None,
-        startup_s: float = 0.0,
-        checks: bool = False,
-    ) -> None:
-        super().__init__(control, capacity, model, checks=checks)
-        self.now = 0.0
-        self.truth = truth or model
-        self.startup_s = startup_s
-        self._heap: list[tuple[float, int, Callable[[], None]]] = []
-        self._insertions = 0
-        self._wakeup_s: float | None = None
-        self._awake: set[int] = set()
-
-    def at(self, instant_s: float, action: Callable[[], None]) -> None:
-        heapq.heappush(self._heap, (instant_s, self._insertions, action))
-        self._insertions += 1
-
-    def arrive_at(self, instant_s: float, job: Job) -> None:
-        self.at(instant_s, lambda: self.arrive(job, self.now))
-
-    def run(self, until_s: float = float("inf")) -> None:
-        """Until nothing is to come any more, or the clock passes `until_s`."""
-        self.at(self.now, lambda: self._feed_wakeup(None))
-        while self._heap and self._heap[0][0] <= until_s:
-            self.now, _, action = heapq.heappop(self._heap)
-            action()
-
-    def feed(self, event: Event, now: float) -> list[Command]:
-        commands = super().feed(event, now)
-        wakeup_s = self.control.next_wakeup()
-        if wakeup_s is not None and wakeup_s != self._wakeup_s:
-            self._wakeup_s = wakeup_s
-            self.at(max(now, wakeup_s), lambda: self._feed_wakeup(wakeup_s))
-        return commands
-
-    def lose(self, instance_id: int, now: float) -> None:
-        self._awake.discard(instance_id)
-        super().lose(instance_id, now)
-
-    def has_work(self, body: Body) -> None:
-        if body.id not in self._awake:
-            self._awake.add(body.id)
-            self.at(self.now, lambda: self._begin(body))
-
-    def _feed_wakeup(self, wakeup_s: float | None) -> None:
-        if wakeup_s == self._wakeup_s:
-            self._wakeup_s = None
-            self.feed(Wakeup(), self.now)
-
-    def _perform(self, command: Command, now: float) -> None:
-        super()._perform(command, now)
-        if isinstance(command, Launch):
-            instance_id = command.instance_id
-            self.at(now + self.startup_s, lambda: self._announce(instance_id))
-
-    def _announce(self, instance_id: int) -> None:
-        if instance_id in self.bodies:
-            self.become_ready(instance_id, self.now)
-
-    def _begin(self, body: Body) -> None:
-        if self.bodies.get(body.id) is not body:
-            return
-        plan = body.begin(self.now)
-        if plan is None:
-            self._awake.discard(body.id)
-            return
-        duration_s = self.truth.step_s(plan.shape)
-        self.at(self.now + duration_s, lambda: self._end(body, duration_s))
-
-    def _end(self, body: Body, duration_s: float) -> None:
-        if self.bodies.get(body.id) is body:
-            self.end_step(body, duration_s, self.now)
-            self._begin(body)
+def relabelled(said: Event | Command, stretch: int) -> Any:
+    """An event or a command about the request whose id is so many times as large."""
+    values: dict[str, Any] = {}
+    for name in [each.name for each in fields(said)]:
+        value = getattr(said, name)
+        if name == "request_id":
+            values[name] = value * stretch
+        elif name in {"started", "began", "preempted"}:
+            values[name] = [request_id * stretch for request_id in value]
+    return replace(said, **values)
