@@ -1,0 +1,1 @@
+"""The virtual body: traces in, modelled instances, a virtual clock, and the same core as live."""

@@ -1,0 +1,325 @@
+"""The virtual driver: jobs and modelled instances on one side, the control plane on the other, a virtual clock between.
+
+As dumb as the live driver: it turns what happens into events and performs commands, in order. Whatever is decided is
+decided by the same control plane and the same step schedulers as live.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from hyperflexis.core.commands import Cancel, Command, Conclude, Dispatch, Launch, Reject
+from hyperflexis.core.control import ControlPlane, FixedFleet, Policy
+from hyperflexis.core.events import Event, InstanceLost, InstanceReady, RequestArrived, Wakeup
+from hyperflexis.core.instance import Capacity
+from hyperflexis.core.latency import LatencyModel
+from hyperflexis.core.slo import ServiceClass, Verdict
+from hyperflexis.core.step import Sequence
+from hyperflexis.sim.errors import InputError
+from hyperflexis.sim.instance import SimInstance, in_ticks
+from hyperflexis.sim.job import Job
+from hyperflexis.sim.kernel import Kernel, to_ticks_s
+from hyperflexis.sim.outcome import Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class FleetSpec:
+    """The instances of a simulation, all alike."""
+
+    instances: int
+    capacity: Capacity
+    latency: LatencyModel
+    """What budgets are made with."""
+    truth: LatencyModel | None = None
+    """What steps really take; None: just that."""
+    noise: float = 0.0
+    """Standard deviation of a step's time, as a share of it."""
+    max_tokens: int = 2048
+    """Longest answer that clients allow, unless the true one is longer."""
+    losses_s: tuple[float, ...] = ()
+    """Instants at which the oldest instance dies."""
+    startup_s: float = 0.0
+    runs_through: bool = True
+    """Whether like steps are run through in one. The outcome is the same."""
+
+
+@dataclass(slots=True)
+class _Live:
+    """What a driver remembers of a request that has not ended."""
+
+    number: int
+    job: Job
+    max_tokens: int
+    emitted: int = 0
+    """Tokens of its answer that its client had when its last instance died."""
+
+
+Observer = Callable[[float, Event, list[Command]], None]
+"""Sees every event with the commands that it led to."""
+
+
+def simulate(
+    jobs: Iterable[Job],
+    classes: Mapping[str, ServiceClass],
+    policy: Policy,
+    fleet: FleetSpec,
+    *,
+    seed: int = 0,
+    observe: Observer | None = None,
+    checks: bool = False,
+) -> Outcome:
+    """Run all jobs, which must be in order of arrival, to their end.
+
+    With `checks` every invariant is checked after every event, which is slow.
+
+    Raises:
+        InputError: a job is of an unknown class, longer than an instance can hold, or beyond the
+            horizon.
+    """
+    simulation = Simulation(jobs, classes, policy, fleet, seed=seed, observe=observe, checks=checks)
+    return simulation.run()
+
+
+class Simulation:
+    """One run. Made once, run once."""
+
+    def __init__(
+        self,
+        jobs: Iterable[Job],
+        classes: Mapping[str, ServiceClass],
+        policy: Policy,
+        fleet: FleetSpec,
+        *,
+        seed: int = 0,
+        observe: Observer | None = None,
+        checks: bool = False,
+    ) -> None:
+        self.control = ControlPlane(policy, FixedFleet(fleet.instances), requests_max=10_000_000)
+        self._jobs: Iterator[Job] = iter(jobs)
+        self._classes = classes
+        self._fleet = fleet
+        self._seed = seed
+        self._observe = observe
+        self._checks = checks
+        self._kernel = Kernel()
+        self._instances: dict[int, SimInstance] = {}
+        self._live: dict[int, _Live] = {}
+        self._rows = _Rows(tuple(classes))
+        self._wakeup_s: float | None = None
+        self._performers: dict[type, Callable[..., None]] = {
+            Dispatch: self._dispatch,
+            Cancel: self._cancel,
+            Conclude: self._conclude,
+            Reject: self._reject,
+            Launch: self._launch,
+        }
+
+    def run(self) -> Outcome:
+        """Go on until everything has ended."""
+        self._kernel.at(0.0, self._wake)
+        for instant_s in self._fleet.losses_s:
+            self._kernel.at(to_ticks_s(instant_s), self._lose_oldest)
+        self._expect_next()
+        self._kernel.run()
+        assert not self._live, f"{len(self._live)} requests never ended"
+        return self._rows.outcome(self._fleet.instances)
+
+    # -- arrivals
+
+    def _expect_next(self) -> None:
+        job = next(self._jobs, None)
+        if job is not None:
+            at_s = max(self._kernel.now, to_ticks_s(job.at_s))
+            self._kernel.at(at_s, lambda: self._arrive_and_expect(job))
+
+    def _arrive_and_expect(self, job: Job) -> None:
+        self._arrive(job)
+        self._expect_next()
+
+    def _arrive(self, job: Job) -> None:
+        service_class = self._classes.get(job.service_class)
+        if service_class is None:
+            raise InputError(f"there is no service class {job.service_class!r}")
+        now, fleet = self._kernel.now, self._fleet
+        max_tokens = max(fleet.max_tokens, job.output_tokens)
+        room = fleet.capacity.blocks * fleet.capacity.block_tokens - job.prompt_tokens
+        if job.output_tokens > room:
+            tokens = job.prompt_tokens + job.output_tokens
+            raise InputError(
+                f"a request of {tokens} tokens cannot be held by an instance of {job.prompt_tokens + room}"
+            )
+        max_tokens = min(max_tokens, room)
+        number = self._rows.begin(job.service_class, now)
+        self._live[number] = _Live(number, job, max_tokens)
+        event = RequestArrived(
+            number,
+            job.prompt_tokens,
+            max_tokens,
+            service_class.slo,
+            service_class.priority,
+            service_class.name,
+            job.block_hashes,
+            service_class.refuses_late,
+        )
+        self._feed(event)
+
+    # -- the core, and what it decides
+
+    def _feed(self, event: Event) -> None:
+        now = self._kernel.now
+        commands = self.control.handle(event, now)
+        if self._observe is not None:
+            self._observe(now, event, commands)
+        if self._checks:
+            self.control.check()
+        for command in commands:
+            performer = self._performers.get(type(command))
+            if performer is not None:
+                performer(command)
+        wakeup_s = self.control.next_wakeup()
+        if wakeup_s is not None and wakeup_s != self._wakeup_s:
+            self._wakeup_s = wakeup_s
+            self._kernel.at(max(now, to_ticks_s(wakeup_s)), self._wake)
+
+    def _wake(self) -> None:
+        self._wakeup_s = None
+        self._feed(Wakeup())
+
+    def _dispatch(self, command: Dispatch) -> None:
+        live = self._live[command.request_id]
+        job = live.job
+        request = self.control.cluster.requests[command.request_id]
+        sequence = Sequence(
+            live.number,
+            [],
+            job.prompt_tokens,
+            live.max_tokens,
+            request.slo,
+            request.arrived_s,
+            emitted=max(live.emitted, request.emitted_tokens),
+            hashes=list(job.block_hashes),
+            priority=request.priority,
+            first_token_s=request.first_token_s,
+            reuses_prefix=bool(job.block_hashes),
+            expected_tokens=command.expected_tokens,
+        )
+        self._instances[command.instance_id].submit(sequence, job.output_tokens)
+
+    def _cancel(self, command: Cancel) -> None:
+        instance = self._instances.get(command.instance_id)
+        if instance is not None:
+            instance.cancel(command.request_id)
+
+    def _conclude(self, command: Conclude) -> None:
+        self._rows.end(command.request_id, command.verdict)
+        self._end(command.request_id)
+
+    def _reject(self, command: Reject) -> None:
+        self._rows.reject(command.request_id)
+        self._end(command.request_id)
+
+    def _end(self, request_id: int) -> None:
+        job = self._live.pop(request_id).job
+        following = job.follow_up(self._kernel.now) if job.follow_up is not None else None
+        if following is not None:
+            at_s = max(self._kernel.now, to_ticks_s(following.at_s))
+            self._kernel.at(at_s, lambda: self._arrive(following))
+
+    def _launch(self, command: Launch) -> None:
+        fleet = self._fleet
+        instance = SimInstance(
+            command.instance_id,
+            self._kernel,
+            self._feed,
+            capacity=fleet.capacity,
+            believed=fleet.latency,
+            truth=fleet.truth or fleet.latency,
+            rules=self.control.policy.rules,
+            noise=fleet.noise,
+            seed=self._seed,
+            runs_through=fleet.runs_through,
+        )
+        self._instances[command.instance_id] = instance
+        ready_s = to_ticks_s(self._kernel.now + fleet.startup_s)
+        self._kernel.at(ready_s, lambda: self._announce(instance))
+
+    def _announce(self, instance: SimInstance) -> None:
+        if not instance.is_lost:
+            self._feed(InstanceReady(instance.id, self._fleet.capacity, in_ticks(self._fleet.latency)))
+
+    def _lose_oldest(self) -> None:
+        if self._instances:
+            oldest = min(self._instances)
+            for request_id, emitted in self._instances.pop(oldest).lose().items():
+                self._live[request_id].emitted = emitted
+            self._feed(InstanceLost(oldest, "a planned fault"))
+
+
+@dataclass(slots=True)
+class _Rows:
+    """The outcome in the making: a row per request, as columns."""
+
+    classes: tuple[str, ...]
+    service_class: array[int] = field(default_factory=lambda: array("i"))
+    arrived_s: array[float] = field(default_factory=lambda: array("d"))
+    ttft_s: array[float] = field(default_factory=lambda: array("d"))
+    tpot_s: array[float] = field(default_factory=lambda: array("d"))
+    e2e_s: array[float] = field(default_factory=lambda: array("d"))
+    output_tokens: array[int] = field(default_factory=lambda: array("i"))
+    state: array[int] = field(default_factory=lambda: array("b"))
+    """Bits: attained, rejected, finished."""
+    last_end_s: float = 0.0
+    migrations: int = 0
+
+    def begin(self, name: str, now: float) -> int:
+        """A new row; returns its number."""
+        self.service_class.append(self.classes.index(name))
+        self.arrived_s.append(now)
+        for column in (self.ttft_s, self.tpot_s, self.e2e_s):
+            column.append(math.nan)
+        self.output_tokens.append(0)
+        self.state.append(0)
+        return len(self.state) - 1
+
+    def end(self, number: int, verdict: Verdict | None) -> None:
+        if verdict is None:
+            return
+        timeline = verdict.timeline
+        self.ttft_s[number] = timeline.ttft_s
+        self.e2e_s[number] = timeline.e2e_s
+        tpot_s = timeline.tpot_s
+        if tpot_s is not None:
+            self.tpot_s[number] = tpot_s
+        self.output_tokens[number] = timeline.tokens
+        self.state[number] = 4 | verdict.attained
+        self.last_end_s = max(self.last_end_s, timeline.last_token_s)
+        self.migrations += verdict.migrations
+
+    def reject(self, number: int) -> None:
+        self.state[number] = 2
+
+    def outcome(self, instances: int) -> Outcome:
+        state = np.array(self.state, dtype=np.int64)
+        sim_seconds = self.last_end_s - self.arrived_s[0] if self.arrived_s else 0.0
+        return Outcome(
+            classes=self.classes,
+            service_class=np.array(self.service_class, dtype=np.int64),
+            arrived_s=np.array(self.arrived_s),
+            ttft_s=np.array(self.ttft_s),
+            tpot_s=np.array(self.tpot_s),
+            e2e_s=np.array(self.e2e_s),
+            attained=(state & 1).astype(bool),
+            rejected=(state & 2).astype(bool),
+            finished=(state & 4).astype(bool),
+            output_tokens=np.array(self.output_tokens, dtype=np.int64),
+            instance_seconds=sim_seconds * instances,
+            migrations=self.migrations,
+            role_changes=0,
+            scale_events=0,
+            sim_seconds=sim_seconds,
+        )

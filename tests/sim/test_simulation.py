@@ -1,0 +1,212 @@
+"""Whole simulations: nobody is lost or served twice whatever dies, and what runs fast is what runs step by step."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from helpers.builders import H100_8B, SIMPLE, capacity
+from helpers.world import relabelled
+from hyperflexis.core.commands import Command, Conclude, Dispatch, Launch, Reject, Why
+from hyperflexis.core.control import DISPATCHES_MAX, ControlPlane, FixedFleet
+from hyperflexis.core.events import Event, InstanceReady, RequestArrived
+from hyperflexis.core.prefix import block_hashes
+from hyperflexis.core.slo import ServiceClass, Slo
+from hyperflexis.policies import create
+from hyperflexis.sim.job import Job
+from hyperflexis.sim.outcome import Outcome
+from hyperflexis.sim.simulation import FleetSpec, simulate
+
+CLASSES = {
+    "strict": ServiceClass("strict", Slo(0.1, 0.03), priority=1),
+    "loose": ServiceClass("loose", Slo(5.0, 0.2)),
+    "none": ServiceClass("none"),
+}
+Line = tuple[float, Event, list[Command]]
+
+
+def spec(instances: int = 1, **fields: object) -> FleetSpec:
+    return FleetSpec(instances, **{"capacity": capacity(), "latency": SIMPLE, **fields})
+
+
+def run(
+    jobs: list[Job], fleet: FleetSpec, policy: str = "hyperflexis", **options: object
+) -> tuple[Outcome, list[Line]]:
+    """The outcome, and all that was said."""
+    lines: list[Line] = []
+    outcome = simulate(
+        jobs,
+        CLASSES,
+        create(policy, 64),
+        fleet,
+        observe=lambda now, event, commands: lines.append((now, event, list(commands))),
+        checks=True,
+        **options,
+    )
+    return outcome, lines
+
+
+def same(one: Outcome, other: Outcome) -> bool:
+    """To the last bit; times that there are none of are alike."""
+    pairs = [(getattr(one, each.name), getattr(other, each.name)) for each in dataclasses.fields(Outcome)]
+    return all(
+        np.array_equal(a, b, equal_nan=a.dtype.kind == "f") if isinstance(a, np.ndarray) else a == b for a, b in pairs
+    )
+
+
+@st.composite
+def workloads(draw: st.DrawFn) -> list[Job]:
+    jobs = []
+    instants = draw(st.lists(st.floats(0.0, 2.0) | st.just(0.0), min_size=1, max_size=10))
+    for number, at_s in enumerate(sorted(instants)):
+        prompt, shared = draw(st.integers(1, 60)), draw(st.integers(0, 60))
+        text = [*range(min(shared, prompt)), *(1000 * (number + 1) + i for i in range(prompt - shared))]
+        hashes = tuple(block_hashes(text, 4)) if shared else ()
+        answer, name = draw(st.integers(1, 100)), draw(st.sampled_from(sorted(CLASSES)))
+        jobs.append(Job(at_s, prompt, answer, name, hashes))
+    return jobs
+
+
+FLEETS = st.builds(
+    spec,
+    instances=st.integers(1, 3),
+    capacity=st.builds(capacity, st.integers(40, 80), st.just(4), st.integers(1, 6)),
+    truth=st.none() | st.just(H100_8B),
+    noise=st.sampled_from([0.0, 0.0, 0.2]),
+    losses_s=st.lists(st.floats(0.0, 3.0), max_size=6).map(tuple),
+    startup_s=st.sampled_from([0.0, 0.3]),
+    max_tokens=st.sampled_from([100, 2000]),
+)
+POLICIES = st.sampled_from(["hyperflexis", "round_robin"])
+
+
+@settings(max_examples=80)
+@given(workloads(), FLEETS, POLICIES)
+def test_nobody_is_lost_or_served_twice(jobs: list[Job], fleet: FleetSpec, policy: str) -> None:
+    outcome, lines = run(jobs, fleet, policy)
+    arrived = [event.request_id for _, event, _ in lines if isinstance(event, RequestArrived)]
+    assert arrived == list(range(len(jobs)))
+    ends = [command for _, _, commands in lines for command in commands if isinstance(command, Conclude | Reject)]
+    assert sorted(end.request_id for end in ends) == arrived
+    for end in ends:
+        row = end.request_id
+        if isinstance(end, Reject):
+            assert (outcome.rejected[row], outcome.finished[row], outcome.attained[row]) == (True, False, False)
+            assert end.reason.why in {Why.LOST_TOO_OFTEN, Why.START_FAILS}
+            assert len(fleet.losses_s) >= DISPATCHES_MAX
+        else:
+            assert (outcome.rejected[row], outcome.finished[row]) == (False, True)
+            assert outcome.output_tokens[row] == jobs[row].output_tokens
+            assert outcome.ttft_s[row] <= outcome.e2e_s[row]
+            assert math.isnan(outcome.tpot_s[row]) == (jobs[row].output_tokens == 1)
+
+
+@settings(max_examples=60)
+@given(workloads(), FLEETS, POLICIES)
+def test_running_through_changes_nothing(jobs: list[Job], fleet: FleetSpec, policy: str) -> None:
+    at_once, heard = run(jobs, replace(fleet, noise=0.0), policy)
+    one_by_one, heard_stepping = run(jobs, replace(fleet, noise=0.0, runs_through=False), policy)
+    assert heard == heard_stepping
+    assert same(at_once, one_by_one)
+
+
+@settings(max_examples=40)
+@given(workloads(), FLEETS, POLICIES, st.integers(0, 5))
+def test_equal_seeds_give_equal_outcomes(jobs: list[Job], fleet: FleetSpec, policy: str, seed: int) -> None:
+    (one, heard), (other, heard_again) = run(jobs, fleet, policy, seed=seed), run(jobs, fleet, policy, seed=seed)
+    assert heard == heard_again
+    assert same(one, other)
+
+
+@settings(max_examples=40)
+@given(workloads(), FLEETS, POLICIES, st.integers(2, 9))
+def test_ids_are_only_labels(jobs: list[Job], fleet: FleetSpec, policy: str, stretch: int) -> None:
+    """The control plane that hears the same of requests with other numbers says the same of them."""
+    _, lines = run(jobs, fleet, policy)
+    twin = ControlPlane(create(policy, 64), FixedFleet(fleet.instances), requests_max=10_000_000)
+    for now, event, commands in lines:
+        renamed = [relabelled(command, stretch) for command in commands]
+        assert twin.handle(relabelled(event, stretch), now) == renamed
+
+
+@settings(max_examples=40)
+@given(workloads(), FLEETS)
+def test_held_requests_run_as_soon_as_an_instance_appears(jobs: list[Job], fleet: FleetSpec) -> None:
+    held: set[int] = set()
+    for _, event, commands in run(jobs, fleet)[1]:
+        dispatched = {command.request_id for command in commands if isinstance(command, Dispatch)}
+        if isinstance(event, InstanceReady):
+            assert held <= dispatched
+        held -= dispatched | {command.request_id for command in commands if isinstance(command, Reject)}
+        held |= {command.request_id for command in commands if type(command).__name__ == "Hold"} - dispatched
+
+
+def test_one_request_takes_what_the_model_says() -> None:
+    outcome, _ = run([Job(5.0, 20, 4, "loose")], spec())
+    assert outcome.ttft_s[0] == pytest.approx(0.030)
+    assert outcome.tpot_s[0] == pytest.approx(0.011)
+    assert outcome.e2e_s[0] == pytest.approx(0.063)
+    assert outcome.sim_seconds == pytest.approx(0.063)
+    assert (outcome.attained.tolist(), outcome.output_tokens.tolist()) == ([True], [4])
+
+
+def test_truth_may_differ_from_what_is_predicted() -> None:
+    outcome, lines = run([Job(0.0, 20, 1, "loose")], spec(truth=replace(SIMPLE, prefill_base_s=0.02)))
+    assert outcome.ttft_s[0] == pytest.approx(0.040)
+    (end,) = [command for _, _, commands in lines for command in commands if isinstance(command, Conclude)]
+    assert end.verdict is not None
+    assert end.verdict.timeline.predicted_ttft_s == pytest.approx(0.030)
+
+
+def test_requests_wait_for_an_instance_to_start() -> None:
+    outcome, _ = run([Job(1.0, 20, 1, "loose")], spec(startup_s=3.0))
+    assert outcome.ttft_s[0] == pytest.approx(2.030)
+
+
+def test_lost_instance_costs_time_and_no_token() -> None:
+    outcome, lines = run([Job(1.0, 20, 30, "none")], spec(startup_s=1.0, losses_s=(1.1,)))
+    assert (outcome.output_tokens.tolist(), outcome.finished.tolist(), outcome.migrations) == ([30], [True], 1)
+    launched = [c.instance_id for _, _, commands in lines for c in commands if isinstance(c, Launch)]
+    assert launched == [0, 1]
+    assert outcome.ttft_s[0] == pytest.approx(0.030), "its client had the first token already"
+    assert outcome.e2e_s[0] > 1.1
+
+
+def test_loss_without_an_instance_is_no_loss() -> None:
+    outcome, _ = run([Job(1.0, 20, 3, "none")], spec(losses_s=(0.1, 0.1, 0.1)))
+    assert outcome.finished.tolist() == [True]
+
+
+def test_follow_up_comes_after_the_answer_before_it() -> None:
+    def think(ended_s: float) -> Job:
+        return Job(ended_s + 2.0, 40, 5, "loose")
+
+    outcome, _ = run([Job(0.0, 20, 4, "loose", follow_up=think), Job(1.0, 20, 4, "strict")], spec())
+    assert outcome.arrived_s.tolist() == pytest.approx([0.0, 1.0, 2.063])
+    assert outcome.finished.all()
+    assert outcome.output_tokens.tolist() == [4, 4, 5]
+
+
+def test_seed_is_of_the_noise_alone() -> None:
+    jobs = [Job(0.1 * number, 20, 10, "loose") for number in range(5)]
+    assert same(run(jobs, spec(2), seed=1)[0], run(jobs, spec(2), seed=2)[0])
+    noisy = [run(jobs, spec(2, noise=0.1), seed=seed)[0] for seed in (1, 2)]
+    assert not same(*noisy)
+
+
+def test_unknown_class_is_the_callers_error() -> None:
+    with pytest.raises(ValueError, match="no service class 'vip'"):
+        run([Job(0.0, 20, 1, "vip")], spec())
+
+
+def test_request_that_no_instance_could_hold_is_the_callers_error() -> None:
+    fleet = spec(capacity=capacity(blocks=5, block_tokens=4))
+    assert run([Job(0.0, 15, 5, "none")], fleet)[0].finished.all()
+    with pytest.raises(ValueError, match="21 tokens cannot be held by an instance of 20"):
+        run([Job(0.0, 15, 6, "none")], fleet)
