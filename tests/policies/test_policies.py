@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.builders import instance, request
+from hyperflexis.core.cluster import Cluster
 from hyperflexis.core.commands import Why
 from hyperflexis.core.dispatch import SloDispatcher
 from hyperflexis.core.instance import Instance
@@ -15,7 +16,7 @@ from hyperflexis.policies.round_robin import InTurn
 
 
 def turn(policy: InTurn, *instances: Instance) -> int:
-    placement = policy.choose(request(), instances, lambda one: one.max_tokens, 0.0)
+    placement = policy.choose(request(), instances, Cluster(), 0.0)
     assert placement.reason.why is Why.IN_TURN
     return placement.instance.id
 
@@ -29,20 +30,20 @@ def test_policy_is_created_fresh_under_its_own_name(name: str) -> None:
 
 
 def test_unknown_policy_names_those_there_are() -> None:
-    with pytest.raises(ValueError, match="unknown policy 'magic'; there are: hyperflexis, round_robin"):
+    with pytest.raises(ValueError, match=f"unknown policy 'magic'; there are: {', '.join(sorted(POLICIES))}"):
         create("magic", 512)
 
 
 def test_ours_is_slack_throughout() -> None:
     made = create("hyperflexis", 512)
     assert isinstance(made.dispatcher, SloDispatcher)
-    assert (made.rules.order, made.rules.sizing) == ("slack", "slack")
+    assert (made.rules.order, made.rules.sizing) == ("fewest_late", "slack")
 
 
 def test_round_robin_looks_at_no_promise() -> None:
     made = create("round_robin", 512)
     assert isinstance(made.dispatcher, InTurn)
-    assert (made.rules.order, made.rules.sizing) == ("fcfs", "fixed")
+    assert (made.rules.order, made.rules.sizing) == ("arrival", "fixed")
 
 
 def test_instances_take_turns() -> None:

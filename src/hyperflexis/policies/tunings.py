@@ -1,0 +1,49 @@
+"""What a comparison tries of each rival before it takes the best: constants that its paper or its engine leaves open.
+
+Everything is named in the policy's own file. The empty one is the defaults, which are the published form where there is
+one. A comparison that reports a rival reports the best of these for each load, and says which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+Tuning = Mapping[str, object]
+
+CHUNKS: tuple[Tuning, ...] = ({"chunk": 512}, {"chunk": 2048}, {"chunk": 8192})
+"""Of engines with fixed chunks."""
+
+
+def _with(*tunings: Tuning) -> tuple[Tuning, ...]:
+    """The chunks, and each further tuning with those of them that are ever the best."""
+    return (*CHUNKS, *({**tuning, **chunk} for tuning in tunings for chunk in CHUNKS[1:]))
+
+
+TUNINGS: dict[str, tuple[Tuning, ...]] = {
+    "hyperflexis": ({},),
+    "round_robin": _with(),
+    "least_tokens": _with({"count": "requests"}, {"count": "prompts"}),
+    "power_of_two": _with({"count": "outstanding"}),
+    "prefix_affinity": _with({"margin_tokens": 65_536, "overload": 3.0}),
+    "llumnix_v0": _with({"engine": "priority"}),
+    "llumnix_v1": _with({"lowest": "tpot"}, {"engine": "priority"}),
+    "llm_d": _with({"strategy": "most"}, {"strategy": "most", "draws": False}),
+    "polyserve": (
+        {},
+        {"credit_spend_max": 0.0, "chunk": 8192},
+        {"credit_spend_max": 0.0, "packs": False, "chunk": 8192},
+        {"credit_spend_max": 0.0, "late_last": True, "chunk": 8192},
+        {"credit_spend_max": 0.0, "late_last": True, "packs": False, "chunk": 8192},
+        {"credit_spend_max": 0.0, "late_last": True, "packs": False, "split": "equal", "chunk": 8192},
+        {"credit_spend_max": 0.0, "late_last": True, "packs": False, "split": "none", "chunk": 8192},
+    ),
+    "proserve": (
+        {},
+        {"credit_spend_max": 0.0, "chunk": 8192},
+        {"credit_spend_max": 0.0, "routing": "least_tokens", "chunk": 8192},
+        {"credit_spend_max": 0.0, "routing": "least_tokens", "slack_share": 1.0, "chunk": 8192},
+    ),
+    "slos_serve": ({}, {"chunk": 8192}, {"asks": "least", "chunk": 8192}),
+    "hfx_faithful": ({}, {"late_last": True, "chunk": 8192}, {"late_last": True, "choice": "ratio", "chunk": 8192}),
+}
+"""Policy → keyword arguments of its `policy` function."""
