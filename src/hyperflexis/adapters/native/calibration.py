@@ -1,84 +1,118 @@
 """Measures how long steps of various shapes take on this engine, for the latency model to be fitted to.
 
 A handful of steps before the first request: enough for budgets of the right size, which the steps of real requests then
-correct. Runs with throw-away sequences on the instance's own KV blocks, before anything else uses them.
+correct. Runs with throw-away sequences on the instance's own KV blocks, before anything else uses them. Everything that
+times a step does so here, with `time_trial`. Knows of the engine only what a step takes, and imports no torch.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
 
 from hyperflexis.core.latency import Sample, StepShape, chunk_pairs
 from hyperflexis.engine.batch import SequenceSlice
-from hyperflexis.engine.runner import Runner
 from hyperflexis.wire.messages import Sampling
 
+if TYPE_CHECKING:
+    from hyperflexis.engine.runner import Runner
+
 TIME_BUDGET_S = 0.25
-"""Further shapes are skipped once this is spent: a start must stay short, and large models are slow."""
+"""Further trials are skipped once this is spent: a start must stay short, and large models are slow."""
 _REPEATS = 2
 _GREEDY = Sampling(temperature=0.0)
 
-_SHAPES = (
-    ("prefill", 16, 0),
-    ("decode", 1, 15),
-    ("prefill", 64, 0),
-    ("decode", 4, 63),
-    ("prefill", 256, 0),
-    ("decode", 8, 127),
-    ("prefill", 128, 256),
-    ("decode", 16, 255),
-    ("prefill", 512, 0),
+Clock = Callable[[], float]
+
+
+class Trial(NamedTuple):
+    """A step to be timed: chunks of prompts that are all alike, decodes that are all alike, or both."""
+
+    chunk_seqs: int = 0
+    chunk_tokens: int = 0
+    prior_tokens: int = 0
+    """Of each chunk's prompt, in KV already."""
+    decode_seqs: int = 0
+    context_tokens: int = 0
+    """Of each decode, with the token that is computed: at least two."""
+
+    @property
+    def shape(self) -> StepShape:
+        return StepShape(
+            prefill_tokens=self.chunk_seqs * self.chunk_tokens,
+            prefill_pairs=self.chunk_seqs * chunk_pairs(self.chunk_tokens, self.prior_tokens),
+            decode_seqs=self.decode_seqs,
+            context_tokens=self.decode_seqs * self.context_tokens,
+        )
+
+    def blocks(self, block_tokens: int) -> int:
+        """KV blocks that it takes."""
+        return sum(-(-(prior + tokens) // block_tokens) for prior, tokens in self._pieces())
+
+    def slices(self, block_tokens: int) -> list[SequenceSlice]:
+        """What the engine is given, on the first blocks of its pool."""
+        made: list[SequenceSlice] = []
+        block = 0
+        for index, (prior, tokens) in enumerate(self._pieces()):
+            end = block - (-(prior + tokens) // block_tokens)
+            blocks = list(range(block, end))
+            made.append(SequenceSlice(-1 - index, tokens=[1] * tokens, start=prior, blocks=blocks, sample=True))
+            block = end
+        return made
+
+    def _pieces(self) -> list[tuple[int, int]]:
+        """(tokens before, tokens computed) of each sequence."""
+        chunks = [(self.prior_tokens, self.chunk_tokens)] * self.chunk_seqs
+        return chunks + [(self.context_tokens - 1, 1)] * self.decode_seqs
+
+
+_TRIALS = (
+    Trial(1, 16),
+    Trial(decode_seqs=1, context_tokens=16),
+    Trial(1, 64),
+    Trial(decode_seqs=4, context_tokens=64),
+    Trial(1, 256),
+    Trial(decode_seqs=8, context_tokens=128),
+    Trial(1, 128, 256),
+    Trial(decode_seqs=16, context_tokens=256),
+    Trial(1, 512),
 )
-"""(kind, new tokens or sequences, tokens before): cheapest first."""
+"""Cheapest first."""
 
 
 def measure(runner: Runner, blocks: int, block_tokens: int) -> list[Sample]:
-    """Time as many of the shapes as fit into the pool and the time."""
+    """Time as many of the trials as fit into the pool and the time."""
     samples: list[Sample] = []
     deadline_s = time.perf_counter() + TIME_BUDGET_S
-    for kind, count, prior in _SHAPES:
-        slices = _slices(kind, count, prior, block_tokens)
-        if sum(len(piece.blocks) for piece in slices) > blocks:
+    for trial in _TRIALS:
+        if trial.blocks(block_tokens) > blocks:
             break
-        samples.append((_shape(slices), _best_s(runner, slices)))
+        # The shortest: the first touches fresh memory, and any may be disturbed.
+        samples.append((trial.shape, min(time_trial(runner, trial, block_tokens, _REPEATS))))
         if time.perf_counter() > deadline_s and len(samples) >= 2:
             break
     return samples
 
 
-def _slices(kind: str, count: int, prior: int, block_tokens: int) -> list[SequenceSlice]:
-    seqs, tokens = (1, count) if kind == "prefill" else (count, 1)
-    held = -(-(prior + tokens) // block_tokens)
-    ranges = pairwise(range(0, (seqs + 1) * held, held))
-    return [
-        SequenceSlice(sequence=-1 - index, tokens=[1] * tokens, start=prior, blocks=list(range(*span)), sample=True)
-        for index, span in enumerate(ranges)
-    ]
-
-
-def _shape(slices: list[SequenceSlice]) -> StepShape:
-    if len(slices[0].tokens) > 1:
-        tokens, prior = len(slices[0].tokens), slices[0].start
-        return StepShape(tokens, chunk_pairs(tokens, prior), 0, 0)
-    return StepShape(0, 0, len(slices), sum(piece.start + 1 for piece in slices))
-
-
-def _best_s(runner: Runner, slices: list[SequenceSlice]) -> float:
-    """The shortest of a few runs: the first touches fresh memory, and any may be disturbed."""
+def time_trial(
+    runner: Runner, trial: Trial, block_tokens: int, repeats: int, clock: Clock = time.perf_counter
+) -> list[float]:
+    """Compute the step `repeats` times; return how long each took, seconds."""
+    slices = trial.slices(block_tokens)
     for piece in slices:
         runner.open(piece.sequence, _GREEDY, [1] * (piece.start + len(piece.tokens)), [])
-    best_s = min(_timed(runner, slices) for _ in range(_REPEATS))
+    durations_s = [_timed(runner, slices, clock) for _ in range(repeats)]
     for piece in slices:
         runner.close(piece.sequence)
-    return best_s
+    return durations_s
 
 
-def _timed(runner: Runner, slices: list[SequenceSlice]) -> float:
-    started_s = time.perf_counter()
+def _timed(runner: Runner, slices: list[SequenceSlice], clock: Clock) -> float:
+    started_s = clock()
     runner.step(slices)
-    return time.perf_counter() - started_s
+    return clock() - started_s
 
 
 def phases(marks: list[tuple[str, float]]) -> Iterator[tuple[str, float]]:

@@ -31,6 +31,8 @@ class LocalSpec:
     seqs_max: int = 256
     instances: int = 1
     """How many are expected, for the check of memory."""
+    samples: Sequence[tuple[tuple[int, int, int, int], float]] = ()
+    """What is known of its steps; none: the first instance measures."""
 
 
 class LocalLauncher:
@@ -40,7 +42,7 @@ class LocalLauncher:
         self._zygote = zygote
         self._spec = spec
         self.loaded = loaded
-        self._samples: Sequence[tuple[tuple[int, int, int, int], float]] = ()
+        self._samples = spec.samples
 
     @classmethod
     async def start(cls, spec: LocalSpec) -> LocalLauncher:
