@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -48,6 +49,8 @@ class EngineSection(Section):
     """Requests that one instance computes at a time."""
     prefill_tokens_max: int = Field(default=2048, ge=1)
     """Prompt tokens that may enter one step."""
+    profile: Line | None = None
+    """File that `hyperflexis profile` wrote, to start instances from; null lets the first one measure itself."""
 
 
 class LimitsSection(Section):
@@ -73,7 +76,10 @@ class ClassSection(Section):
     e2e_ms: float | None = Field(default=None, ge=MS_MIN, le=MS_MAX)
     """Promised time to the last token, milliseconds; null promises nothing."""
     priority: int = Field(default=0, ge=PRIORITY_MIN, le=PRIORITY_MAX)
-    """Higher is more important."""
+    """Higher is more important: where not all promises can be kept, those of higher priority are."""
+    refuse_late: bool = False
+    """Whether a request whose promises could not be kept is refused at once (429, with Retry-After) instead of served
+    late."""
 
 
 def _class_name(name: str) -> str:
@@ -129,7 +135,8 @@ class Deployment(Section):
     port: int = Field(default=8000, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
     policy: Policy = "hyperflexis"
-    """Rules that decide which request goes where and when: hyperflexis or round_robin."""
+    """Rules that decide which request goes where and when: hyperflexis, or for comparison round_robin, least_tokens,
+    power_of_two, prefix_affinity, llumnix_v0, llumnix_v1, llm_d, polyserve, proserve, slos_serve or hfx_faithful."""
     engine: EngineSection = EngineSection()
     """How each instance computes."""
     limits: LimitsSection = LimitsSection()
@@ -189,7 +196,7 @@ class Deployment(Section):
     def service_classes(self) -> dict[str, ServiceClass]:
         """The classes as the core knows them, in seconds. "default" is always among them."""
         named = {DEFAULT_CLASS: ClassSection(), **self.classes}
-        return {name: _service_class(name, section) for name, section in named.items()}
+        return {name: service_class(name, section) for name, section in named.items()}
 
     def gateway_limits(self) -> Limits:
         """The gateway's limits, those that are configured in its own units."""
@@ -201,11 +208,26 @@ class Deployment(Section):
         )
 
 
-def _service_class(name: str, section: ClassSection) -> ServiceClass:
+def contradictions(classes: Mapping[str, ClassSection], place: Callable[..., str]) -> list[str]:
+    """One sentence for each promise that could not be kept without breaking another; `place` says where a key is."""
+    found = []
+    for name, promised in classes.items():
+        for shorter in ("ttft_ms", "tpot_ms"):
+            target = getattr(promised, shorter)
+            if target is not None and promised.e2e_ms is not None and target > promised.e2e_ms:
+                found.append(
+                    f"class '{name}' in {place('classes', name, 'e2e_ms')} contradicts itself: e2e_ms "
+                    f"{promised.e2e_ms:g} is shorter than {shorter} {target:g}"
+                )
+    return found
+
+
+def service_class(name: str, section: ClassSection) -> ServiceClass:
+    """A class as the core knows it, in seconds."""
     from hyperflexis.core.slo import ServiceClass, Slo  # here, so that --help loads nothing of the core
 
     slo = Slo(_seconds(section.ttft_ms), _seconds(section.tpot_ms), _seconds(section.e2e_ms))
-    return ServiceClass(name, slo, section.priority)
+    return ServiceClass(name, slo, section.priority, section.refuse_late)
 
 
 def _seconds(milliseconds: float | None) -> float | None:

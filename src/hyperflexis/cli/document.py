@@ -20,7 +20,7 @@ from hyperflexis.cli.keys import Path
 def file_entries(file: FilePath) -> Iterator[Entry]:
     """Read a YAML file of keys."""
     source = Source("file", str(file))
-    root = _compose(_read(file), source)
+    root = compose(read(file), source)
     if root is None:
         return
     if not isinstance(root, yaml.MappingNode):
@@ -35,14 +35,19 @@ def text_entries(path: Path, text: str, source: Source) -> Iterator[Entry]:
     if kind is None or (keys.is_text(kind) and text != "null"):
         yield Entry(path, text, source)
         return
-    node = _compose(text, source)
+    node = compose(text, source)
     if node is None:
         yield _leaf(path, None, source)
     else:
         yield from _entries(node, path, source)
 
 
-def _read(file: FilePath) -> str:
+def read(file: FilePath) -> str:
+    """The text of a file.
+
+    Raises:
+        OperatorError: it cannot be read.
+    """
     try:
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError:
@@ -51,7 +56,12 @@ def _read(file: FilePath) -> str:
         raise OperatorError(f"cannot read {str(file)!r}: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _compose(text: str, source: Source) -> yaml.Node | None:
+def compose(text: str, source: Source) -> yaml.Node | None:
+    """The root of a YAML text; None if it holds nothing.
+
+    Raises:
+        OperatorError: it is not YAML, or gives a key twice.
+    """
     try:
         root: yaml.Node | None = yaml.compose(text, yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
@@ -90,13 +100,13 @@ def _refuse_twins(node: yaml.Node, source: Source, seen: set[int]) -> None:
 
 def _entries(node: yaml.Node, path: Path, source: Source) -> Iterator[Entry]:
     if isinstance(node, yaml.MappingNode) and node.value and _takes_mapping(path):
-        for name, key_node, value_node in _pairs(node, source):
+        for name, key_node, value_node in pairs(node, source):
             yield from _entries(value_node, (*path, name), source.at(key_node.start_mark.line + 1))
     else:
-        yield _leaf(path, _construct(node, source), source)
+        yield _leaf(path, construct(node, source), source)
 
 
-def _pairs(node: yaml.MappingNode, source: Source) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
+def pairs(node: yaml.MappingNode, source: Source) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
     """The keys of a mapping with what they hold; own ones win over those that `<<` brings in."""
     merged = yaml.MappingNode(node.tag, list(node.value), node.start_mark, node.end_mark)
     try:
@@ -109,7 +119,7 @@ def _pairs(node: yaml.MappingNode, source: Source) -> Iterator[tuple[str, yaml.N
 
 
 def _name(key_node: yaml.Node, source: Source) -> str:
-    name = _construct(key_node, source)
+    name = construct(key_node, source)
     if not isinstance(name, str):
         place = source.at(key_node.start_mark.line + 1).place
         hint = f'write "{key_node.value}" in quotes' if isinstance(key_node, yaml.ScalarNode) else None
@@ -117,7 +127,8 @@ def _name(key_node: yaml.Node, source: Source) -> str:
     return name
 
 
-def _construct(node: yaml.Node, source: Source) -> object:
+def construct(node: yaml.Node, source: Source) -> object:
+    """The value of a node."""
     try:
         return yaml.SafeLoader("").construct_document(node)
     except yaml.MarkedYAMLError as error:

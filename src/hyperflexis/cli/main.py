@@ -1,7 +1,8 @@
 """The command `hyperflexis`: words in, exit code out.
 
 Data goes to stdout, everything else to stderr. Exit codes: 0 done, 2 usage or configuration, 3 failed to start. Holds
-no logic of serving: `serve` wires that, and is loaded only when it runs, so that `--help` answers at once.
+no logic: each command is wired in a module of its own, which is loaded only when it runs, so that `--help` answers at
+once.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from hyperflexis import __version__
-from hyperflexis.cli import keys, sources
+from hyperflexis.cli import keys, sources, trace_files
 from hyperflexis.cli.errors import OperatorError
 
 app = typer.Typer(
@@ -82,6 +83,75 @@ Sets = Annotated[
     ),
 ]
 
+ScenarioPath = Annotated[
+    Path, typer.Argument(metavar="SCENARIO", help="YAML file of classes, fleet, profile and workload.")
+]
+Policies = Annotated[
+    str | None,
+    typer.Option(
+        "--policy", metavar="A,B", help="Policies to compare, or 'all'. Default: the scenario's.", show_default=False
+    ),
+]
+Rates = Annotated[
+    str | None,
+    typer.Option(
+        "--rate", metavar="X,Y", help="Loads to run at; each multiplies all rates. Default: 1.", show_default=False
+    ),
+]
+Seeds = Annotated[
+    str | None,
+    typer.Option("--seed", metavar="M,N", help="Seeds to run with. Default: the scenario's.", show_default=False),
+]
+JsonFile = Annotated[
+    str | None,
+    typer.Option(
+        "--json",
+        metavar="FILE",
+        help="Write the results as JSON; - prints it in place of the table.",
+        show_default=False,
+    ),
+]
+Report = Annotated[
+    Path | None,
+    typer.Option("--report", metavar="FILE", help="Write curves and figures as one HTML page.", show_default=False),
+]
+Jobs = Annotated[int, typer.Option("--jobs", metavar="N", min=1, max=1024, help="Simulations to run at a time.")]
+Traces = Annotated[
+    list[Path] | None,
+    typer.Option(
+        trace_files.TRACES_FLAG,
+        metavar="DIR",
+        help=f"Folder of trace files; may be repeated. Env: {trace_files.TRACES_ENV}, with '{os.pathsep}' between.",
+        show_default=False,
+    ),
+]
+SkipBad = Annotated[
+    bool, typer.Option("--skip-bad", help="Leave out bad rows of traces and say how many, instead of stopping.")
+]
+ScenarioSets = Annotated[
+    list[str] | None,
+    typer.Option(
+        sources.SET_FLAG,
+        metavar="KEY=VALUE",
+        help="Any key of the scenario, such as fleet.mixed=8 or workload.0.rate=2; may be repeated.",
+        show_default=False,
+    ),
+]
+
+ProfileOut = Annotated[
+    Path | None, typer.Option("--out", metavar="FILE", help="Write the profile as JSON.", show_default=False)
+]
+Quick = Annotated[bool, typer.Option("--quick", help="Measure fewer steps, fewer times.")]
+GridWords = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--grid",
+        metavar="NAME=N,N",
+        help="Change the grid, such as decode_seqs=1,8,64; may be repeated.",
+        show_default=False,
+    ),
+]
+
 
 @app.command()
 def serve(
@@ -141,6 +211,73 @@ def config_show(
     from hyperflexis.cli.show import render
 
     typer.echo(render(settings), nl=False)
+
+
+@app.command()
+def simulate(
+    file: ScenarioPath,
+    *,
+    policy: Policies = None,
+    rate: Rates = None,
+    seed: Seeds = None,
+    json_file: JsonFile = None,
+    report: Report = None,
+    jobs: Jobs = 1,
+    traces: Traces = None,
+    skip_bad: SkipBad = False,
+    sets: ScenarioSets = None,
+) -> None:
+    """Replay traces on a simulated fleet and print which promises each policy keeps."""
+    from hyperflexis.cli.simulate import Request, run
+
+    request = Request(
+        file=file,
+        policies=policy,
+        rates=rate,
+        seeds=seed,
+        json_file=json_file,
+        report=report,
+        jobs=jobs,
+        traces=tuple(traces or ()),
+        skip_bad=skip_bad,
+        sets=tuple(sets or ()),
+    )
+    raise typer.Exit(run(request))
+
+
+@app.command()
+def profile(
+    model: Model = None,
+    *,
+    out: ProfileOut = None,
+    is_quick: Quick = False,
+    grid: GridWords = None,
+    config: Config = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    sets: Sets = None,
+) -> None:
+    """Measure an engine over a grid of steps and fit the latency profile that budgets and `simulate` are made from."""
+    settings = _load(config, sets, model=model, device=device, dtype=dtype)
+    from hyperflexis.cli.profile import run
+
+    raise typer.Exit(run(settings.deployment, out, is_quick=is_quick, grid=grid or ()))
+
+
+@app.command("traces")
+def list_traces(*, traces: Traces = None) -> None:
+    """List public request traces: what they hold, how to get them, and which of them are here."""
+    from hyperflexis.cli.listing import traces_text
+
+    typer.echo(traces_text(tuple(traces or ()), os.environ), nl=False)
+
+
+@app.command("profiles")
+def list_profiles() -> None:
+    """List the shipped latency profiles that a scenario can name."""
+    from hyperflexis.cli.listing import profiles_text
+
+    typer.echo(profiles_text(), nl=False)
 
 
 @app.command()

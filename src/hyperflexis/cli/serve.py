@@ -9,15 +9,17 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import uvloop
 
 from hyperflexis.adapters.native.host import StartError as EngineStartError
+from hyperflexis.cli.checkpoint import model_directory
 from hyperflexis.cli.deployment import Deployment
 from hyperflexis.cli.errors import StartError
+from hyperflexis.cli.profile_file import WireSample, read_samples
 from hyperflexis.core.control import ControlPlane, FixedFleet
 from hyperflexis.gateway.backend import ServedModel
 from hyperflexis.gateway.server import Gateway
@@ -36,28 +38,22 @@ def run(deployment: Deployment) -> int:
         OperatorError: the model is not there, or something that serving needs cannot be had.
     """
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    directory = _directory(deployment)
+    directory = model_directory(deployment)
+    samples = _samples(deployment)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(deployment, directory))
+        return runner.run(_serve(deployment, directory, samples))
 
 
-def _directory(deployment: Deployment) -> Path:
-    source = deployment.model_source()
-    if isinstance(source, Path):
-        return source
-    from hyperflexis.runtime.checkpoint import CheckpointUnavailableError, fetch
-
-    try:
-        return fetch(source)
-    except CheckpointUnavailableError as error:
-        raise StartError(str(error), error.hint) from error
+def _samples(deployment: Deployment) -> Sequence[WireSample]:
+    profile = deployment.engine.profile
+    return () if profile is None else read_samples(Path(profile).expanduser())
 
 
-async def _serve(deployment: Deployment, directory: Path) -> int:
+async def _serve(deployment: Deployment, directory: Path, samples: Sequence[WireSample]) -> int:
     stopping = _stop_on_signals()
     started_s = time.monotonic()
     async with contextlib.AsyncExitStack() as stack:
-        launcher = await _unless(stopping, stack.enter_async_context(_launcher(deployment, directory)))
+        launcher = await _unless(stopping, stack.enter_async_context(_launcher(deployment, directory, samples)))
         if launcher is None:
             return 0
         driver, gateway, port = await stack.enter_async_context(_fleet(deployment, directory, launcher))
@@ -98,7 +94,9 @@ async def _unless(stopping: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | 
 
 
 @contextlib.asynccontextmanager
-async def _launcher(deployment: Deployment, directory: Path) -> AsyncIterator[LocalLauncher]:
+async def _launcher(
+    deployment: Deployment, directory: Path, samples: Sequence[WireSample]
+) -> AsyncIterator[LocalLauncher]:
     spec = LocalSpec(
         directory=str(directory),
         device=deployment.device,
@@ -108,6 +106,7 @@ async def _launcher(deployment: Deployment, directory: Path) -> AsyncIterator[Lo
         kv_bytes=deployment.kv_cache_bytes,
         seqs_max=deployment.engine.seqs_max,
         instances=deployment.instances,
+        samples=samples,
     )
     try:
         launcher = await LocalLauncher.start(spec)

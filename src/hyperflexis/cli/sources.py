@@ -57,15 +57,19 @@ def load(
     entries += [*_env_entries(env), *_flag_entries(flags or {}), *_set_entries(sets)]
     values, sources = _merge(entries)
     try:
-        return Settings(Deployment.model_validate(values), sources)
+        deployment = Deployment.model_validate(values)
     except ValidationError as error:
         raise complain(error, sources) from None
+    if found := contradictions(deployment.classes, lambda *path: sources[path].place):
+        raise OperatorError("\n".join(found))
+    return Settings(deployment, sources)
 
 
 def _env_entries(env: Mapping[str, str]) -> Iterator[Entry]:
     for name in sorted(env):
         # An empty variable counts as absent: container tools leave such behind.
-        if name.startswith(ENV_PREFIX) and name != CONFIG_ENV and env[name] and not _is_service_link(name, env[name]):
+        is_key = name.startswith(ENV_PREFIX) and name not in (CONFIG_ENV, TRACES_ENV)
+        if is_key and env[name] and not _is_service_link(name, env[name]):
             path = tuple(name.removeprefix(ENV_PREFIX).lower().split("__"))
             yield from text_entries(path, env[name], Source("env", name))
 
