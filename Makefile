@@ -12,10 +12,10 @@ TESTS ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check bench format constraints clean
+.PHONY: help setup serve test check bench bench-scheduling format constraints clean
 
 help: ## List the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 setup: $(INSTALLED) ## Make .venv with everything that serving and the tests need
 
@@ -40,6 +40,10 @@ check: setup ## Check format, lint, types and the import arrows
 
 bench: setup ## Run all benchmarks (about 20 minutes on an idle machine) into benchmarks/results
 	for name in startup gateway_cost two_classes engine_step; do $(BIN)/python benchmarks/$$name.py --json benchmarks/results/$$name.json || failed=1; done; exit $${failed:-0}
+
+bench-scheduling: setup ## Compare all policies on all scenarios (hours; TRACES: their folder; ARGS=--quick: minutes) and write the page
+	$(BIN)/python benchmarks/scheduling.py $(if $(TRACES),--traces $(TRACES)) $(ARGS)
+	$(if $(findstring --quick,$(ARGS)),,$(BIN)/python benchmarks/scheduling_page.py)
 
 format: setup ## Format the code and mend what the linter can
 	$(BIN)/ruff format .

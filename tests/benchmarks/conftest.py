@@ -1,0 +1,8 @@
+"""Benchmarks are scripts that import one another by name, as they do when they are run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent.parent / "benchmarks"))
