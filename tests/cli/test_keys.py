@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from hyperflexis.cli import keys
@@ -67,5 +69,8 @@ def test_nearest(unknown: str, meant: str | None) -> None:
     assert keys.nearest(tuple(unknown.split("."))) == meant
 
 
-def test_words_of_the_policy_name_them_all() -> None:
-    assert all(name in keys.key("policy").description for name in POLICIES)
+def test_page_that_the_words_of_the_policy_point_to_names_them_all() -> None:
+    page = "docs/simulate.md"
+    assert page in keys.key("policy").description
+    text = (Path(__file__).parents[2] / page).read_text(encoding="utf-8")
+    assert all(f"`{name}`" in text for name in POLICIES)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hyperflexis.cli import keys, sources
-from hyperflexis.cli.deployment import MS_MAX, MS_MIN, PRIORITY_MAX, PRIORITY_MIN, Deployment
+from hyperflexis.cli.deployment import MS_MAX, MS_MIN, PRIORITY_MAX, PRIORITY_MIN, Deployment, contradictions
 from hyperflexis.cli.show import render
 from hyperflexis.cli.sources import Settings
 
@@ -49,7 +49,7 @@ def deployments(draw: st.DrawFn) -> Deployment:
     )
 
 
-@given(deployment=deployments())
+@given(deployment=deployments().filter(lambda made: not contradictions(made.classes, lambda *path: "")))
 def test_what_is_shown_loads_again(deployment: Deployment, tmp_path_factory: pytest.TempPathFactory) -> None:
     file = tmp_path_factory.getbasetemp() / "shown.yaml"
     file.write_text(render(Settings(deployment, {})), encoding="utf-8")
@@ -108,6 +108,7 @@ def test_comments_are_aligned_and_name_the_source(tmp_path: Path) -> None:
         "    tpot_ms: 0.5            # serve.yaml:3",
         "    e2e_ms: null            # default",
         "    priority: 0             # default",
+        "    refuse_late: false      # default",
         "default_class: default      # default",
         "drain_timeout_s: 30         # default",
     ]

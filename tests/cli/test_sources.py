@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hyperflexis.cli import keys, sources
 from hyperflexis.cli.deployment import ClassSection
 from hyperflexis.cli.errors import OperatorError
+from hyperflexis.policies import POLICIES
 
 
 @pytest.fixture
@@ -164,11 +165,27 @@ def test_variables_that_kubernetes_sets_for_a_service_are_not_ours() -> None:
     assert sources.load(env=env).sources == {}
 
 
+def test_where_traces_lie_is_no_key_of_a_deployment() -> None:
+    assert sources.load(env={"HYPERFLEXIS_TRACES": "/somewhere"}).sources == {}
+
+
+@pytest.mark.parametrize("shorter", ["ttft_ms", "tpot_ms"])
+def test_promises_that_contradict_each_other_are_refused(shorter: str, tmp_path: Path) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text(f"classes:\n  chat:\n    {shorter}: 500\n    e2e_ms: 400\n", encoding="utf-8")
+    with pytest.raises(OperatorError) as caught:
+        sources.load(config=file)
+    assert caught.value.message == (
+        f"class 'chat' in {file}:4 contradicts itself: e2e_ms 400 is shorter than {shorter} 500"
+    )
+
+
 def _example(key: keys.Key) -> str:
     """A value of the key's type that is not its default."""
     examples = {"device": "cpu", "policy": "round_robin", "dtype": "float16", "default_class": "a_class"}
     kind = keys.kind_at(key.path)
-    return examples.get(key.dotted) or ("7" if kind in (int, float) else "text")
+    by_kind = {int: "7", float: "7", bool: "true"}
+    return examples.get(key.dotted) or by_kind.get(kind, "text")
 
 
 @pytest.mark.parametrize("key", keys.all_keys(), ids=lambda key: key.dotted)
@@ -200,7 +217,7 @@ def test_every_key_has_a_twin_in_the_environment_and_a_set(key: keys.Key) -> Non
         ("instances: yes\n", _bad("instances", 1, "True should be a valid integer")),
         ("\nhost: 1\n", _bad("host", 2, "1 should be text; quote it")),
         ("dtype: half\n", _bad("dtype", 1, "'half' should be 'auto', 'float32', 'bfloat16' or 'float16'")),
-        ("policy: fifo\n", _bad("policy", 1, "'fifo' should be one of the policies: hyperflexis, round_robin")),
+        ("policy: fifo\n", _bad("policy", 1, f"'fifo' should be one of the policies: {', '.join(sorted(POLICIES))}")),
         ("device: GPU 1\n", _bad("device", 1, "'GPU 1' should be a device such as auto, cpu, cuda or cuda:1")),
         ("classes:\n  a: {ttft_ms: -1}\n", _bad("classes.a.ttft_ms", 2, "-1 should be greater than or equal to 0.001")),
         ("classes:\n  a: {ttft_ms: .inf}\n", _bad("classes.a.ttft_ms", 2, "inf should be a finite number")),

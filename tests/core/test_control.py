@@ -119,8 +119,9 @@ def test_answers_teach_how_long_answers_are() -> None:
     plane = running()
     feed(plane, arrival(1, max_tokens=50), first_token(1), RequestFinished(0, 1, 1))
     feed(plane, arrival(2, max_tokens=50), reported(started=(2,)), RequestFinished(0, 2, 0, failed=True))
-    feed(plane, arrival(3, max_tokens=50))
-    assert plane.cluster.expected_tokens(plane.cluster.requests[3]) == 1
+    (dispatch,) = feed(plane, arrival(3, max_tokens=50))
+    assert isinstance(dispatch, Dispatch)
+    assert dispatch.expected_tokens == plane.cluster.expected_tokens(plane.cluster.requests[3]) == 1
 
 
 def test_request_too_large_for_every_instance_is_refused() -> None:

@@ -19,6 +19,7 @@ from hyperflexis.core.dispatch import (
     INDIFFERENCE,
     LOST_CAPACITY_WEIGHT,
     Estimate,
+    Newcomer,
     Placement,
     PrefillLoad,
     SloDispatcher,
@@ -55,7 +56,7 @@ class Weighted(SloDispatcher):
         super().__init__()
         self.weight = weight
 
-    def _capacity_weight(self, instances: int) -> float:
+    def _capacity_weight(self, instances: int, now: float) -> float:
         return self.weight
 
 
@@ -168,8 +169,8 @@ def test_learnt_slowness_of_mixed_steps_lengthens_prefills_beside_decodes() -> N
 # Scores.
 
 
-def expected_score(one: Request, on: Instance, expected_tokens: int, weight: float) -> float:
-    """The formula of the module, term by term."""
+def expected_score(one: Request, on: Instance, expected_tokens: int, weight: float, now: float) -> float:
+    """The formula of the module, term by term, from the instance itself."""
     model, factor = on.latency.model, on.latency.correction.factor("decode")
 
     def step_s(seqs: int, context: int) -> float:
@@ -177,14 +178,19 @@ def expected_score(one: Request, on: Instance, expected_tokens: int, weight: flo
 
     seqs, context = len(on.decoding), on.context_tokens
     tpot_s = math.inf if one.slo.tpot_s is None else one.slo.tpot_s
-    before_s = min(0.2, on.strictest_pace_s()) if model.decode_base_s < 0.05 else 4 * model.decode_base_s
+    loosest_s = max(0.2, 4 * model.decode_base_s)
+    before_s = min(loosest_s, on.strictest_pace_s())
     pace_s = min(before_s, tpot_s)
-    left_before = 1 - step_s(max(1, seqs), context) / before_s
-    left = 1 - step_s(seqs + 1, context + one.context_tokens) / pace_s
+    without_s, with_s = step_s(max(1, seqs), context), step_s(seqs + 1, context + one.context_tokens)
+    used_before, used = without_s / before_s, with_s / pace_s
+    stay_s = expected_tokens * with_s
+    bound_share = min(1.0, max(0.0, on.bound_until_s() - now) / stay_s)
+    alone = with_s / min(tpot_s, loosest_s) - without_s / loosest_s
+    lost = bound_share * (used - used_before) + (1 - bound_share) * alone
     own_s = on.prefill_work_s(one, on.cached_tokens(one))
     queued_s = on.waiting_s() + 0.1 * model.prefill_token_s * context
     peak_s = step_s(on.requests + 1, on.planned_tokens + one.prompt_tokens + expected_tokens)
-    return weight * max(0.0, left_before - left - 0.02) + (queued_s + own_s) / max(0.1, left) + 3 * (peak_s > pace_s)
+    return weight * max(0.0, lost - 0.02) + (queued_s + own_s) / max(0.1, 1 - used) + 3 * (peak_s > pace_s)
 
 
 LOADS = st.tuples(
@@ -213,12 +219,18 @@ def loaded(fleet: Sequence[Instance], specs: list[list[tuple[int, int, float | N
 
 @pytest.mark.parametrize("instances", [2, FEW, FEW + 1, 12])
 @settings(max_examples=40)
-@given(specs=st.lists(st.lists(LOADS, max_size=4), max_size=12), asked=LOADS, weight=st.sampled_from([0.0, 3.0, 10.0]))
+@given(
+    specs=st.lists(st.lists(LOADS, max_size=4), max_size=12),
+    asked=LOADS,
+    weight=st.sampled_from([0.0, 3.0, 10.0]),
+    now=st.sampled_from([0.0, 0.1, 10.0]),
+)
 def test_chosen_is_the_least_of_the_formula(
     instances: int,
     specs: list[list[tuple[int, int, float | None, int, bool]]],
     asked: tuple[int, int, float | None, int, bool],
     weight: float,
+    now: float,
 ) -> None:
     """Of those as good as the best, the one with the fewest requests, then the fewest so far, then the oldest."""
     made = cluster(instances, H100_8B)
@@ -226,14 +238,15 @@ def test_chosen_is_the_least_of_the_formula(
     prompt, answer, tpot_s, emitted, _ = asked
     promise, hashes = slo(tpot_s=tpot_s), tuple(block_hashes(range(prompt), 16))
     one = request(999, prompt, answer + emitted, slo=promise, tokens_before=emitted, block_hashes=hashes)
-    expected = [expected_score(one, each, answer + emitted, weight) for each in made.ready]
-    chosen = Weighted(weight).choose(one, made.ready, made, 0.0).instance
-    numbers = (one.context_tokens, prompt + answer + emitted, tpot_s or math.inf, weight)
+    believed = made.expected_tokens(one)
+    expected = [expected_score(one, each, believed, weight, now) for each in made.ready]
+    chosen = Weighted(weight).choose(one, made.ready, made, now).instance
+    newcomer = Newcomer(one.context_tokens, believed, tpot_s or math.inf, now)
     cached = np.array([each.cached_tokens(one) for each in made.ready], dtype=np.float64)
     made.loads.refresh()
-    at_once = score(made.loads.table(made.ready), *numbers, cached, np.minimum, np.maximum)
+    at_once = score(made.loads.table(made.ready), newcomer, cached, weight, np.minimum, np.maximum)
     assert list(at_once) == pytest.approx(expected)
-    one_by_one = [score(made.loads.column(i), *numbers, i.cached_tokens(one), min, max) for i in made.ready]
+    one_by_one = [score(made.loads.column(i), newcomer, i.cached_tokens(one), weight, min, max) for i in made.ready]
     assert one_by_one == pytest.approx(expected)
     equals = [each for each, value in zip(made.ready, at_once, strict=True) if value <= min(at_once) + INDIFFERENCE]
     assert chosen is min(equals, key=lambda each: (each.requests, each.dispatches, each.id))
@@ -348,9 +361,10 @@ def test_load_of_prefills_decays() -> None:
     load = PrefillLoad()
     load.add(0.1, 4.0, 0.0)
     load.add(0.1, 4.0, 0.0)
-    assert load.share(2) == pytest.approx(8.0 / PrefillLoad.MEMORY_S / 2)
+    assert load.share(2, 0.0) == pytest.approx(8.0 / PrefillLoad.MEMORY_S / 2)
+    assert load.share(2, PrefillLoad.MEMORY_S) == pytest.approx(8.0 / math.e / PrefillLoad.MEMORY_S / 2), "unasked"
     load.add(0.1, 0.0, PrefillLoad.MEMORY_S)
-    assert load.share(2) == pytest.approx(8.0 / math.e / PrefillLoad.MEMORY_S / 2)
+    assert load.share(2, PrefillLoad.MEMORY_S) == pytest.approx(8.0 / math.e / PrefillLoad.MEMORY_S / 2)
 
 
 def test_work_of_the_strictest_pace_is_told_from_looser_work() -> None:
@@ -365,12 +379,40 @@ def test_work_of_the_strictest_pace_is_told_from_looser_work() -> None:
 
 def test_capacity_is_worth_nothing_to_an_idle_fleet_nor_to_one_of_a_single_pace() -> None:
     dispatcher = SloDispatcher()
-    assert dispatcher._capacity_weight(1) == 0.0
+    assert dispatcher._capacity_weight(1, 0.0) == 0.0
     dispatcher._load.add(0.1, 100.0, 0.0)
-    assert dispatcher._capacity_weight(1) == 0.0
+    assert dispatcher._capacity_weight(1, 0.0) == 0.0
     dispatcher._load.add(math.inf, 100.0, 0.0)
-    assert dispatcher._capacity_weight(1) == pytest.approx(LOST_CAPACITY_WEIGHT)
-    assert 0.0 < dispatcher._capacity_weight(100) < LOST_CAPACITY_WEIGHT
+    assert dispatcher._capacity_weight(1, 0.0) == pytest.approx(LOST_CAPACITY_WEIGHT)
+    assert 0.0 < dispatcher._capacity_weight(100, 0.0) < LOST_CAPACITY_WEIGHT
+    assert dispatcher._capacity_weight(1, 20 * PrefillLoad.MEMORY_S) < 1e-3, "an hour of silence is forgotten"
+
+
+def test_what_is_refused_is_no_load() -> None:
+    dispatcher, fleet = SloDispatcher(), [instance(0), instance(1)]
+    hopeless = slo(ttft_s=0.02)
+    refused = request(1, prompt_tokens=100, slo=hopeless, refuses_late=True)
+    assert dispatcher.choose(refused, fleet, beside(*fleet), 0.0).reason.why is Why.LEAST_HARM
+    assert dispatcher._load.share(1, 0.0) == 0.0
+    for kept in (request(2, prompt_tokens=100, slo=hopeless), request(3, slo=slo(ttft_s=9.0), refuses_late=True)):
+        before = dispatcher._load.share(1, 0.0)
+        dispatcher.choose(kept, fleet, beside(*fleet), 0.0)
+        assert dispatcher._load.share(1, 0.0) > before
+    begun = request(4, prompt_tokens=100, slo=hopeless, refuses_late=True, dispatches=1)
+    before = dispatcher._load.share(1, 0.0)
+    dispatcher.choose(begun, fleet, beside(*fleet), 0.0)
+    assert dispatcher._load.share(1, 0.0) > before, "who has been taken once is not refused any more"
+
+
+def test_who_would_be_refused_goes_wherever_its_promises_are_kept() -> None:
+    """Even if that is not the instance with the least score."""
+    short, long = instance(0), instance(1)
+    place(request(10, prompt_tokens=50, slo=slo(ttft_s=0.01)), short)
+    place(request(11, prompt_tokens=200, slo=slo(ttft_s=9.0)), long)
+    for refuses, chosen, why in ((False, short, Why.LEAST_HARM), (True, long, Why.FEASIBLE)):
+        asked = request(12, prompt_tokens=30, slo=slo(ttft_s=0.06), refuses_late=refuses)
+        placement = choose(asked, short, long)
+        assert (placement.instance, placement.reason.why) == (chosen, why)
 
 
 SPECS = st.lists(

@@ -327,6 +327,42 @@ def test_given_up_work_is_looked_at_again_after_a_while() -> None:
     assert engine.scheduler._behind == []
 
 
+@given(st.lists(st.tuples(st.integers(1, 120), st.floats(0.02, 0.4)), min_size=1, max_size=6), st.integers(0, 3))
+def test_step_makes_no_first_token_late_that_it_lets_out(asked: list[tuple[int, float]], running: int) -> None:
+    """What joins a step after a prompt's last chunk leaves that prompt in time if it was."""
+    engine = Honest(scheduler(blocks=1000, prefill_tokens_max=150, prefill_tokens_floor=8))
+    for number in range(running):
+        engine.add(sequence(100 + number, prompt=1, max_tokens=50))
+    engine.step()
+    begin_s = engine.now
+    for number, (prompt, ttft_s) in enumerate(asked):
+        engine.add(sequence(number, prompt=prompt, slo=slo(ttft_s=ttft_s), arrived_s=begin_s))
+    plan = engine.step()
+    ready_s = begin_s + SIMPLE.step_s(plan.shape._replace(prefill_tokens=0, prefill_pairs=0))
+    for chunk in plan.prefills:
+        ready_s += SIMPLE.prefill_token_s * chunk.tokens
+        if chunk.samples and ready_s <= chunk.sequence.deadline_s:
+            assert engine.now <= chunk.sequence.deadline_s + 1e-9
+
+
+@pytest.mark.parametrize(("expected", "steps_left"), [(10, 10), (0, 40), (99, 40)])
+def test_end_to_end_promise_is_paced_by_the_expected_length(expected: int, steps_left: int) -> None:
+    """Where nothing is known, or too much, by the longest answer that was allowed."""
+    engine = Honest(scheduler())
+    engine.add(sequence(0, prompt=8, max_tokens=40, slo=slo(e2e_s=1.0), expected_tokens=expected))
+    engine.step()
+    pace_s = engine.seen[0].pace_s
+    assert pace_s is not None
+    exact_s = budget.AIM * (1.0 - engine.now) / steps_left
+    assert exact_s * 2 ** (-1 / 16) <= pace_s <= exact_s
+
+
+def test_sequence_without_token_ids_has_emitted_nothing_unless_said() -> None:
+    assert Sequence(0, [], 8, 4, Slo(), 0.0).emitted == 0
+    assert Sequence(0, [], 8, 4, Slo(), 0.0, emitted=3).emitted == 3
+    assert sequence(0, prompt=8, emitted=[1, 2]).emitted == 2
+
+
 def test_lost_work_goes_behind_feasible_work_of_lower_priority() -> None:
     engine = Honest(scheduler(prefill_tokens_max=8), now=1.0)
     engine.add(sequence(0, slo=slo(ttft_s=0.5), priority=1))

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from e2e.conftest import Serving
-from hyperflexis.cli import sources
+from hyperflexis.cli import scenario, sources
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -55,8 +55,30 @@ def test_configuration_in_the_docs_loads(page: Path, tmp_path: Path) -> None:
     for number, block in enumerate(blocks(page, "yaml")):
         file = tmp_path / f"{number}.yaml"
         file.write_text(block)
-        assert yaml.safe_load(block)
-        sources.load(config=file, env={}, flags={}, sets=())
+        if "workload" in yaml.safe_load(block):
+            scenario.load(file)
+        else:
+            sources.load(config=file, env={}, flags={}, sets=())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["README.md", "docs/simulate.md"])
+def test_simulations_of_the_docs_run(page: str, tmp_path: Path) -> None:
+    """What they write goes elsewhere; what they read is here."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    commands = re.findall(r"^    hyperflexis (simulate .*)$", text, re.MULTILINE)
+    assert commands
+    for command in commands:
+        words = [str(ROOT / word) if word.startswith("examples/") else word for word in command.split()]
+        done = subprocess.run(
+            [sys.executable, "-m", "hyperflexis", *words],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            cwd=tmp_path,
+            check=True,
+        )
+        assert done.stdout.startswith("policy ")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

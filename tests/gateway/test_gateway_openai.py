@@ -420,6 +420,17 @@ async def test_no_instances_is_a_503() -> None:
     assert "Retry-After" not in headers
 
 
+@on_loop
+async def test_request_that_no_instance_could_hold_is_a_400() -> None:
+    end = End(EndReason.REJECTED, message="no instance could hold it (tokens=9)", status=400)
+    async with served(FakeBackend(Script(end=end))) as it:
+        status, answer, headers = await it.post("/v1/completions", {"prompt": "x"})
+    error = answer["error"]
+    assert (status, error["code"], error["type"]) == (400, "context_length_exceeded", "invalid_request_error")
+    assert headers["x-hyperflexis-reason"] == "no instance could hold it (tokens=9)"
+    assert "Retry-After" not in headers
+
+
 @pytest.mark.parametrize("status", [500, 503])
 @on_loop
 async def test_failure_before_any_text_is_a_status(status: int) -> None:

@@ -98,6 +98,13 @@ def test_default_class_has_promises_too() -> None:
     assert grant(CIMultiDict(), body, Offer((), classes)) == Granted("default", 2, ttft_s=1.0)
 
 
+def test_class_that_rather_hears_no_says_so_in_what_is_granted() -> None:
+    classes = {"default": ServiceClass("default"), "picky": ServiceClass("picky", Slo(ttft_s=1.0), refuses_late=True)}
+    for tier, refuses in (("picky", True), (None, False)):
+        body = ChatBody(messages=[], service_tier=tier)
+        assert grant(CIMultiDict(), body, Offer((), classes)).refuses_late is refuses
+
+
 @pytest.mark.parametrize("tier", [None, "auto", "default"])
 def test_another_class_may_be_the_default(tier: str | None) -> None:
     body = ChatBody(messages=[], service_tier=tier)

@@ -340,6 +340,22 @@ def test_cancel_of_an_unknown_ticket_is_ignored() -> None:
 
 
 @virtual
+async def test_who_rather_hears_no_is_told_at_once_and_when_to_come_back() -> None:
+    with World(instances=1) as world:
+        await world.ready()
+        world.submit([1] * 300, max_tokens=4, ttft_s=9.0)
+        await asyncio.sleep(0.001)
+        refused = world.submit([2] * 30, max_tokens=4, ttft_s=0.035, refuses_late=True)
+        assert (await refused.ended()).status == 429
+        assert refused.end.reason == "rejected"
+        assert refused.end.retry_after_s is not None
+        assert refused.end.retry_after_s > 0
+        assert "its promises could not be kept" in refused.end.message
+        assert not refused.tokens
+        await world.settle()
+
+
+@virtual
 async def test_too_many_requests_are_told_when_to_come_back() -> None:
     with World(instances=1, requests_max=3) as world:
         await world.ready()
@@ -361,7 +377,7 @@ async def test_request_that_no_instance_could_hold_is_refused() -> None:
         whole = world.submit(prompt=100, max_tokens=60)
         too_large = world.submit(prompt=100, max_tokens=61)
         end = await too_large.ended()
-        assert (end.reason, end.status) == ("rejected", 503)
+        assert (end.reason, end.status) == ("rejected", 400)
         assert "no instance could hold it (tokens=161)" in end.message
         assert (await whole.ended()).reason == "length"
         await world.settle()

@@ -14,14 +14,18 @@ from hypothesis import strategies as st
 from helpers.builders import H100_8B, SIMPLE, capacity
 from helpers.world import relabelled
 from hyperflexis.core.commands import Command, Conclude, Dispatch, Launch, Reject, Why
-from hyperflexis.core.control import DISPATCHES_MAX, ControlPlane, FixedFleet
+from hyperflexis.core.control import DISPATCHES_MAX, ControlPlane, FixedFleet, Policy
+from hyperflexis.core.dispatch import SloDispatcher
 from hyperflexis.core.events import Event, InstanceReady, RequestArrived
 from hyperflexis.core.prefix import block_hashes
 from hyperflexis.core.slo import ServiceClass, Slo
+from hyperflexis.core.step import StepRules
 from hyperflexis.policies import create
+from hyperflexis.sim.errors import InputError
 from hyperflexis.sim.job import Job
+from hyperflexis.sim.kernel import HORIZON_S
 from hyperflexis.sim.outcome import Outcome
-from hyperflexis.sim.simulation import FleetSpec, simulate
+from hyperflexis.sim.simulation import FleetSpec, Simulation, simulate
 
 CLASSES = {
     "strict": ServiceClass("strict", Slo(0.1, 0.03), priority=1),
@@ -201,12 +205,80 @@ def test_seed_is_of_the_noise_alone() -> None:
 
 
 def test_unknown_class_is_the_callers_error() -> None:
-    with pytest.raises(ValueError, match="no service class 'vip'"):
+    with pytest.raises(InputError, match="no service class 'vip'"):
         run([Job(0.0, 20, 1, "vip")], spec())
 
 
 def test_request_that_no_instance_could_hold_is_the_callers_error() -> None:
     fleet = spec(capacity=capacity(blocks=5, block_tokens=4))
     assert run([Job(0.0, 15, 5, "none")], fleet)[0].finished.all()
-    with pytest.raises(ValueError, match="21 tokens cannot be held by an instance of 20"):
+    with pytest.raises(InputError, match="21 tokens cannot be held by an instance of 20"):
         run([Job(0.0, 15, 6, "none")], fleet)
+
+
+@pytest.mark.parametrize("at_s", [HORIZON_S + 1, HORIZON_S - 0.01])
+def test_what_would_happen_beyond_the_horizon_is_refused_not_left_out(at_s: float) -> None:
+    with pytest.raises(InputError, match="a simulation reaches 262144 s"):
+        run([Job(0.0, 20, 1, "none"), Job(at_s, 20, 10, "none")], spec())
+
+
+def test_lost_request_goes_on_after_the_tokens_that_its_client_has() -> None:
+    """Steps that had ended count, though nobody had heard of them yet; the one that ran does not."""
+    fleet = spec(losses_s=(1.0 + 0.030 + 7.5 * 0.011,))
+    outcome, _ = run([Job(1.0, 20, 40, "none")], fleet)
+    assert outcome.output_tokens.tolist() == [40]
+    restarted_s = 1.0 + 0.030 + 7.5 * 0.011
+    prefill_s = 0.010 + (20 + 8) * 0.001
+    assert outcome.e2e_s[0] == pytest.approx(restarted_s - 1.0 + prefill_s + (40 - 9) * 0.011)
+
+
+def test_request_that_rather_hears_no_is_refused() -> None:
+    picky = {"picky": ServiceClass("picky", Slo(ttft_s=0.04), refuses_late=True)}
+    jobs = [Job(0.0, 20, 5, "picky"), Job(0.001, 20, 5, "picky"), Job(1.0, 20, 5, "picky")]
+    outcome = simulate(jobs, picky, create("hyperflexis", 64), spec(), checks=True)
+    assert outcome.rejected.tolist() == [False, True, False]
+    assert outcome.finished.tolist() == [True, False, True]
+
+
+def test_flood_of_important_work_cannot_starve_the_rest_for_longer_than_stated() -> None:
+    """The flood takes nearly all that there is, and could all be in time; what cannot is late, but not for ever."""
+    rules = StepRules(prefill_tokens_max=64, prefill_tokens_floor=8, starvation_s=5.0)
+    classes = {
+        "flood": ServiceClass("flood", Slo(ttft_s=0.5), priority=1),
+        "poor": ServiceClass("poor", Slo(ttft_s=1.0)),
+    }
+    flood = [Job(0.0705 * number, 60, 1, "flood") for number in range(400)]
+    jobs = sorted([*flood, Job(1.0, 1500, 1, "poor")], key=lambda job: job.at_s)
+    fleet = spec(capacity=capacity(blocks=1000))
+    outcome = simulate(jobs, classes, Policy("ours", SloDispatcher(), rules), fleet, checks=True)
+    (poor_s,) = outcome.ttft_s[outcome.service_class == 1]
+    longest_step_s = 0.010 + 0.064
+    steps = math.ceil(1500 / rules.floor) + 1
+    assert 1.0 + rules.starvation_s < poor_s <= 1.0 + rules.starvation_s + steps * longest_step_s
+
+
+def test_strict_and_loose_work_come_apart_again() -> None:
+    """However they began: after a while strict work keeps to fewer instances than there are."""
+    classes = {
+        "strict": ServiceClass("strict", Slo(ttft_s=0.5, tpot_s=0.02)),
+        "loose": ServiceClass("loose", Slo(ttft_s=5.0, tpot_s=0.2)),
+    }
+    random = np.random.default_rng(1)
+    mixed = [Job(0.0, 300, 200, name) for name in ("strict", "loose") for _ in range(12)]
+    arrivals = np.cumsum(random.exponential(1 / 40, 1600))
+    jobs = mixed + [
+        Job(float(at_s), *((200, 100) if number % 4 == 0 else (2000, 60)), ("strict" if number % 4 == 0 else "loose"))
+        for number, at_s in enumerate(arrivals)
+    ]
+    bound: list[tuple[float, int]] = []
+
+    def look(now: float, event: Event, commands: list[Command]) -> None:
+        ready = simulation.control.cluster.ready
+        bound.append((now, sum(each.strictest_pace_s() <= 0.02 for each in ready)))
+
+    fleet = FleetSpec(4, capacity(20_000, 16, 256), H100_8B)
+    simulation = Simulation(jobs, classes, create("hyperflexis", 2048), fleet, observe=look)
+    simulation.run()
+    assert max(count for now, count in bound if now < 1.0) == 4
+    later = [count for now, count in bound if 10.0 < now < 35.0]
+    assert np.mean(later) < 3.0

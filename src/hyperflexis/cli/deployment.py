@@ -78,8 +78,7 @@ class ClassSection(Section):
     priority: int = Field(default=0, ge=PRIORITY_MIN, le=PRIORITY_MAX)
     """Higher is more important: where not all promises can be kept, those of higher priority are."""
     refuse_late: bool = False
-    """Whether a request whose promises could not be kept is refused at once (429, with Retry-After) instead of served
-    late."""
+    """Whether what could not be kept is refused at once (429, with Retry-After) instead of served late."""
 
 
 def _class_name(name: str) -> str:
@@ -135,8 +134,7 @@ class Deployment(Section):
     port: int = Field(default=8000, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
     policy: Policy = "hyperflexis"
-    """Rules that decide which request goes where and when: hyperflexis, or for comparison round_robin, least_tokens,
-    power_of_two, prefix_affinity, llumnix_v0, llumnix_v1, llm_d, polyserve, proserve, slos_serve or hfx_faithful."""
+    """Rules that decide which request goes where and when: hyperflexis, or another that docs/simulate.md names."""
     engine: EngineSection = EngineSection()
     """How each instance computes."""
     limits: LimitsSection = LimitsSection()

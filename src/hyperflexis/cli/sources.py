@@ -15,11 +15,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from hyperflexis.cli.complaint import complain
-from hyperflexis.cli.deployment import Deployment
+from hyperflexis.cli.deployment import Deployment, contradictions
 from hyperflexis.cli.document import file_entries, text_entries
 from hyperflexis.cli.entry import Entry, Source
 from hyperflexis.cli.errors import OperatorError
 from hyperflexis.cli.keys import ENV_PREFIX, Path
+from hyperflexis.cli.trace_files import TRACES_ENV
 
 CONFIG_ENV = f"{ENV_PREFIX}CONFIG"
 SET_FLAG = "--set"

@@ -67,7 +67,11 @@ class StepRules:
     patience_s: float = 60.0
     """The first-token deadline of work that was promised none."""
     starvation_s: float = 30.0
-    """A request this late goes first with a floor-sized chunk per step."""
+    """A request this late goes first with a floor-sized chunk per step, the one that was due first before the others.
+
+    So however much work of higher priority could be in time, a prompt of P tokens waits at most for this and for P /
+    floor + 1 steps after its deadline, and as many for each that was due before it and is as late; as long as it is
+    neither `seqs_max` nor blocks that it lacks."""
     credit_spend_max: float = 0.0
     """Share of the time by which a first token came early that its later tokens may come late: 0 anchors them at the
     real first token, 1 at the promised one."""

@@ -102,7 +102,8 @@ def from_end(end: Ending) -> ApiError:
         return ApiError(status, message, kind=kind, code=code, headers=_retry_after(end.retry_after_s))
     if status == 400:
         message = end.message or "No instance could hold this request."
-        return ApiError(400, message, code="context_length_exceeded", headers={"x-hyperflexis-reason": _header_safe(message)})
+        headers = {"x-hyperflexis-reason": _header_safe(message)}
+        return ApiError(400, message, code="context_length_exceeded", headers=headers)
     dropped = _DROPPED.get(status, "rejected-other")
     message = end.message or "The fleet cannot take this request now."
     headers = {"x-llm-d-request-dropped-reason": dropped, "x-hyperflexis-reason": _header_safe(message)}
