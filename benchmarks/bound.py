@@ -58,9 +58,12 @@ from scipy import sparse
 from scipy.optimize import linprog
 
 import record
+from hyperflexis.core.instance import Capacity
 from hyperflexis.core.latency import LatencyModel
 from hyperflexis.core.slo import ServiceClass, Slo
+from hyperflexis.policies import create
 from hyperflexis.sim.job import Job
+from hyperflexis.sim.simulation import FleetSpec, simulate
 from hyperflexis.sim.workload import Stream, mix
 
 Floats = npt.NDArray[np.float64]
@@ -437,6 +440,7 @@ def capacity_bound(
 # -- the scenario of code and chat
 
 LLAMA_70B = LatencyModel(14.2947e-3, 14.2947e-3, 5.25635e-5, 4.282e-10, 3.52468e-5, 3.28702e-8)
+KV_TOKENS = 424_000
 TRACES = {"code": "azure_llm_2023_code_part1.csv.gz", "chat": "azure_llm_2023_conv_part1.csv.gz"}
 PROMISES = {
     "fixed": {"code": Slo(0.5, 0.1), "chat": Slo(2.0, 0.05)},
@@ -461,13 +465,25 @@ def measure(folder: Path, rates: Sequence[float], instances: int, window_s: tupl
         for moves in (False, True):
             for rate in rates:
                 bound = attainment_bound(jobs_at(rate), classes, LLAMA_70B, instances, moves)
-                report.append({"promises": promise, "moves": moves, "rate": rate, **_fields(bound)})
+                row = {"promises": promise, "moves": moves, "rate": rate, **_fields(bound)}
+                report.append(row if moves else {**row, "ours": kept(jobs_at(rate), classes, instances)})
                 print(report[-1], flush=True)
             for share in (0.95, 0.9) if ask else ():
                 most = capacity_bound(jobs_at, classes, LLAMA_70B, instances, share=share, moves=moves)
                 report.append({"promises": promise, "moves": moves, "share": share, "capacity": round(most, 3)})
                 print(report[-1], flush=True)
     return report
+
+
+def kept(jobs: Iterable[Job], classes: Mapping[str, ServiceClass], instances: int) -> dict[str, float]:
+    """What our policy keeps of the same requests, of each class and of all."""
+    fleet = FleetSpec(instances, Capacity(KV_TOKENS // 16, 16, 512), LLAMA_70B)
+    outcome = simulate(jobs, classes, create("hyperflexis", 8192), fleet)
+    shares = {
+        name: float(outcome.attained[outcome.service_class == index].mean())
+        for index, name in enumerate(outcome.classes)
+    }
+    return {**shares, "overall": float(outcome.attained.mean())}
 
 
 def _fields(bound: Bound) -> dict[str, float]:

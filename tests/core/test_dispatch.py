@@ -56,7 +56,7 @@ class Weighted(SloDispatcher):
         super().__init__()
         self.weight = weight
 
-    def _capacity_weight(self, instances: int, now: float) -> float:
+    def _capacity_weight(self, request: Request, instances: int, now: float) -> float:
         return self.weight
 
 
@@ -377,15 +377,27 @@ def test_work_of_the_strictest_pace_is_told_from_looser_work() -> None:
     assert load.looser_share() == pytest.approx(0.8)
 
 
+def worth(dispatcher: SloDispatcher, ttft_s: float | None = 1.0, instances: int = 1, now: float = 0.0) -> float:
+    return dispatcher._capacity_weight(request(slo=slo(ttft_s)), instances, now)
+
+
 def test_capacity_is_worth_nothing_to_an_idle_fleet_nor_to_one_of_a_single_pace() -> None:
     dispatcher = SloDispatcher()
-    assert dispatcher._capacity_weight(1, 0.0) == 0.0
+    assert worth(dispatcher) == 0.0
     dispatcher._load.add(0.1, 100.0, 0.0)
-    assert dispatcher._capacity_weight(1, 0.0) == 0.0
+    assert worth(dispatcher) == 0.0
     dispatcher._load.add(math.inf, 100.0, 0.0)
-    assert dispatcher._capacity_weight(1, 0.0) == pytest.approx(LOST_CAPACITY_WEIGHT)
-    assert 0.0 < dispatcher._capacity_weight(100, 0.0) < LOST_CAPACITY_WEIGHT
-    assert dispatcher._capacity_weight(1, 20 * PrefillLoad.MEMORY_S) < 1e-3, "an hour of silence is forgotten"
+    assert worth(dispatcher) == pytest.approx(LOST_CAPACITY_WEIGHT)
+    assert 0.0 < worth(dispatcher, instances=100) < LOST_CAPACITY_WEIGHT
+    assert worth(dispatcher, now=20 * PrefillLoad.MEMORY_S) < 1e-3, "an hour of silence is forgotten"
+
+
+def test_who_may_wait_longer_queues_longer_for_the_sake_of_unbound_capacity() -> None:
+    dispatcher = SloDispatcher()
+    for pace_s in (0.1, math.inf):
+        dispatcher._load.add(pace_s, 100.0, 0.0)
+    by_promise = [worth(dispatcher, ttft_s) / LOST_CAPACITY_WEIGHT for ttft_s in (0.1, 0.75, 1.5, 60.0, None)]
+    assert by_promise == pytest.approx([0.5, 0.75, 1.5, 2.0, 2.0])
 
 
 def test_what_is_refused_is_no_load() -> None:

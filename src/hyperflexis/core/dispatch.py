@@ -12,8 +12,9 @@ the same with the newcomer. `lost` is prefill capacity that the newcomer would c
 where b is the share of the newcomer's stay for which the strictest are there anyway. So strict work goes where strict
 work has just gone, an instance whose last strict request is about to end is left alone, and strict and loose work
 separate softly, without partitions; where everything has become bound once, it comes apart again. Who could use
-unbound capacity decides what it is worth: w, at most 2.5, shrinks with the fleet's prefill load and with the share of
-that load that is not of the strictest pace. Elsewhere, packing would only slow decodes.
+unbound capacity decides what it is worth: w is at most 2.5 times the newcomer's promised time to first token (a queue
+costs what it takes of that), and shrinks with the fleet's prefill load and with the share of that load that is not of
+the strictest pace. Elsewhere, packing would only slow decodes.
 
 The score is computed for all instances at once; only the chosen one is then predicted in detail. Preferring instances
 on which every promise would be kept (the three checks of PolyServe, a published system) was measured too, and lost in
@@ -37,6 +38,8 @@ from hyperflexis.core.instance import Instance
 from hyperflexis.core.request import Request
 
 LOST_CAPACITY_WEIGHT = 2.5
+PATIENCE_S = (0.5, 2.0)
+"""Bounds of what a first-token promise counts for."""
 FULL_LOAD = 0.1
 """Share of the fleet's time spent on prefills from which on lost capacity counts in full."""
 FULL_DIVERSITY = 0.2
@@ -170,7 +173,7 @@ class SloDispatcher:
         self._load = PrefillLoad()
 
     def choose(self, request: Request, instances: Sequence[Instance], cluster: Cluster, now: float) -> Placement:
-        weight = self._capacity_weight(len(instances), now)
+        weight = self._capacity_weight(request, len(instances), now)
         expected = cluster.expected_tokens(request)
         instance = instances[_least(request, instances, cluster, expected, weight, now)]
         predicted = estimate(request, instance, expected, now)
@@ -183,10 +186,20 @@ class SloDispatcher:
         numbers = (("ttft_s", predicted.ttft_s), ("peak_step_s", predicted.peak_step_s))
         return Placement(instance, Reason(why, numbers), predicted.ttft_s, predicted.step_s)
 
-    def _capacity_weight(self, instances: int, now: float) -> float:
-        """What unbound capacity is worth now: nothing to a fleet with time to spare, or with a single pace."""
+    def _capacity_weight(self, request: Request, instances: int, now: float) -> float:
+        """Seconds of queue that all of an instance's capacity is worth to this newcomer now.
+
+        Nothing in a fleet with time to spare, or with a single pace; more to who may wait longer.
+        """
         load, diversity = self._load.share(instances, now), self._load.looser_share()
-        return LOST_CAPACITY_WEIGHT * min(1.0, load / FULL_LOAD) * min(1.0, diversity / FULL_DIVERSITY)
+        demand = min(1.0, load / FULL_LOAD) * min(1.0, diversity / FULL_DIVERSITY)
+        return LOST_CAPACITY_WEIGHT * demand * _patience_s(request)
+
+
+def _patience_s(request: Request) -> float:
+    """How long its first token may take, within bounds."""
+    low_s, high_s = PATIENCE_S
+    return high_s if request.slo.ttft_s is None else min(high_s, max(low_s, request.slo.ttft_s))
 
 
 def _first_feasible(
