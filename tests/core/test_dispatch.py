@@ -400,6 +400,17 @@ def test_who_may_wait_longer_queues_longer_for_the_sake_of_unbound_capacity() ->
     assert by_promise == pytest.approx([0.5, 0.75, 1.5, 2.0, 2.0])
 
 
+def test_separation_scales_what_capacity_is_worth() -> None:
+    even, half = SloDispatcher(separation=0.0), SloDispatcher(separation=0.5)
+    for dispatcher in (even, half):
+        for pace_s in (0.1, math.inf):
+            dispatcher._load.add(pace_s, 100.0, 0.0)
+    assert worth(even) == 0.0
+    assert worth(half) == pytest.approx(LOST_CAPACITY_WEIGHT / 2)
+    with pytest.raises(ValueError, match="separation must be at least 0"):
+        SloDispatcher(separation=-1.0)
+
+
 def test_what_is_refused_is_no_load() -> None:
     dispatcher, fleet = SloDispatcher(), [instance(0), instance(1)]
     hopeless = slo(ttft_s=0.02)

@@ -167,9 +167,16 @@ class PrefillLoad:
 
 
 class SloDispatcher:
-    """The least score; between equals, fewest requests now, then fewest so far."""
+    """The least score; between equals, fewest requests now, then fewest so far.
 
-    def __init__(self) -> None:
+    `separation` scales what unbound capacity is worth: with 0, work is shared evenly, which is quicker on average and
+    keeps fewer promises under bursts.
+    """
+
+    def __init__(self, separation: float = 1.0) -> None:
+        if not separation >= 0:
+            raise ValueError(f"separation must be at least 0, not {separation}")
+        self._separation = separation
         self._load = PrefillLoad()
 
     def choose(self, request: Request, instances: Sequence[Instance], cluster: Cluster, now: float) -> Placement:
@@ -193,7 +200,7 @@ class SloDispatcher:
         """
         load, diversity = self._load.share(instances, now), self._load.looser_share()
         demand = min(1.0, load / FULL_LOAD) * min(1.0, diversity / FULL_DIVERSITY)
-        return LOST_CAPACITY_WEIGHT * demand * _patience_s(request)
+        return self._separation * LOST_CAPACITY_WEIGHT * demand * _patience_s(request)
 
 
 def _patience_s(request: Request) -> float:

@@ -1,4 +1,13 @@
-"""Ours: dispatch by what would become of the request and its neighbours, steps sized by the tightest slack."""
+"""Ours, the default. What each part does is said where it is:
+
+    which instance       core.dispatch   prefill capacity lost for as long as it is, plus queue; at once
+    who goes first       core.order      deadlines, as far as they can all be kept; priority says who is given up
+    how large a step     core.budget     what the tightest decode can bear, aiming at 97 % of its pace
+    how long an answer   core.cluster    80th percentile of its class, of those that are longer than it is already
+    who is refused       core.control    nobody, unless its class says so and its promises could not be kept
+
+What was measured for and against each is in the decisions, 6 to 8, and docs/results/scheduling.md.
+"""
 
 from __future__ import annotations
 
@@ -7,5 +16,6 @@ from hyperflexis.core.dispatch import SloDispatcher
 from hyperflexis.core.step import StepRules
 
 
-def policy(prefill_tokens_max: int) -> Policy:
-    return Policy("hyperflexis", SloDispatcher(), StepRules(prefill_tokens_max=prefill_tokens_max))
+def policy(prefill_tokens_max: int, *, separation: float = 1.0) -> Policy:
+    """`separation` 0 shares all work evenly: quicker on average, and fewer promises kept under bursts."""
+    return Policy("hyperflexis", SloDispatcher(separation), StepRules(prefill_tokens_max=prefill_tokens_max))
