@@ -232,7 +232,7 @@ def test_chosen_is_the_least_of_the_formula(
     weight: float,
     now: float,
 ) -> None:
-    """Of those as good as the best, the one with the fewest requests, then the fewest so far, then the oldest."""
+    """Of those as good as the best, most of the prompt held, then fewest requests, fewest so far, the oldest."""
     made = cluster(instances, H100_8B)
     loaded(made.ready, specs)
     prompt, answer, tpot_s, emitted, _ = asked
@@ -249,7 +249,7 @@ def test_chosen_is_the_least_of_the_formula(
     one_by_one = [score(made.loads.column(i), newcomer, i.cached_tokens(one), weight, min, max) for i in made.ready]
     assert one_by_one == pytest.approx(expected)
     equals = [each for each, value in zip(made.ready, at_once, strict=True) if value <= min(at_once) + INDIFFERENCE]
-    assert chosen is min(equals, key=lambda each: (each.requests, each.dispatches, each.id))
+    assert chosen is min(equals, key=lambda each: (-each.cached_tokens(one), each.requests, each.dispatches, each.id))
 
 
 def test_slow_machines_are_not_held_to_paces_that_they_could_not_keep() -> None:

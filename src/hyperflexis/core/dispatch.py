@@ -167,7 +167,7 @@ class PrefillLoad:
 
 
 class SloDispatcher:
-    """The least score; between equals, fewest requests now, then fewest so far.
+    """The least score; between equals, most of the prompt held, then fewest requests now, then fewest so far.
 
     `separation` scales what unbound capacity is worth: with 0, work is shared evenly, which is quicker on average and
     keeps fewer promises under bursts.
@@ -228,22 +228,26 @@ def _least(  # noqa: PLR0917  # what a choice depends on
     capacity_weight: float,
     now: float,
 ) -> int:
-    """The index of the instance with the least score, or of the one with fewest requests of those as good."""
+    """The index of the instance with the least score.
+
+    Of those as good, the one that holds most of the prompt, then the one with the fewest requests.
+    """
     if len(instances) == 1:
         return 0
     cluster.loads.refresh()
     newcomer = Newcomer(request.context_tokens, expected_tokens, _tpot_s(request), now)
     if len(instances) > FEW:
         table = cluster.loads.table(instances)
-        values = score(table, newcomer, _cached_tokens(request, instances), capacity_weight, np.minimum, np.maximum)
+        held = _cached_tokens(request, instances)
+        values = score(table, newcomer, held, capacity_weight, np.minimum, np.maximum)
         equals = np.flatnonzero(values <= values.min() + INDIFFERENCE)
-        return int(equals[np.lexsort((table.dispatches[equals], table.requests[equals]))[0]])
+        return int(equals[np.lexsort((table.dispatches[equals], table.requests[equals], -held[equals]))[0]])
     columns = [cluster.loads.column(instance) for instance in instances]
     cached = [instance.cached_tokens(request) for instance in instances]
     found = [score(load, newcomer, held, capacity_weight, min, max) for load, held in zip(columns, cached, strict=True)]
     worst = min(found) + INDIFFERENCE
     equal = [index for index, value in enumerate(found) if value <= worst]
-    return min(equal, key=lambda index: (columns[index].requests, columns[index].dispatches))
+    return min(equal, key=lambda index: (-cached[index], columns[index].requests, columns[index].dispatches))
 
 
 class Newcomer(NamedTuple):
@@ -280,7 +284,7 @@ def score(  # noqa: PLR0917  # the terms of the formula
     return capacity_weight * lost + (load.queued_s + own_s) / maximum(0.1, 1 - used) + PEAK_PENALTY * is_peak_late
 
 
-def _cached_tokens(request: Request, instances: Sequence[Instance]) -> npt.NDArray[np.float64] | float:
+def _cached_tokens(request: Request, instances: Sequence[Instance]) -> npt.NDArray[np.float64]:
     if not request.block_hashes:
-        return 0.0
+        return np.zeros(len(instances))
     return np.array([instance.cached_tokens(request) for instance in instances], dtype=np.float64)

@@ -6,6 +6,7 @@ needs those happens in children. It dies with its parent, and its children with 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
@@ -49,12 +50,13 @@ class Zygote:
         # What is alive now is shared with every child; a collection that wrote to it would copy its pages.
         gc.collect()
         gc.freeze()
-        while True:
-            for descriptor, _ in self._poll.poll():
-                if descriptor in self._children:
-                    self._reap(descriptor)
-                elif not self._take():
-                    return
+        with contextlib.suppress(BrokenPipeError):  # The parent has closed it while something was being said.
+            while True:
+                for descriptor, _ in self._poll.poll():
+                    if descriptor in self._children:
+                        self._reap(descriptor)
+                    elif not self._take():
+                        return
 
     def _take(self) -> bool:
         data, descriptors, _, _ = socket.recv_fds(self._control, DATAGRAM_BYTES_MAX, 1)
