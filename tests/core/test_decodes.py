@@ -111,7 +111,7 @@ class DecodesMachine(RuleBasedStateMachine):
         assert len(self.decodes) == len(self.naive)
         assert self.decodes.context_tokens == sum(each.context_tokens for each in self.naive.values())
         for number, each in {**self.naive, **self.left}.items():
-            assert (number in self.decodes) == (number in self.naive)
+            assert (number in self.decodes.sequences) == (number in self.naive)
             assert (each.sequence.emitted, each.sequence.context_tokens) == (each.emitted, each.context_tokens)
             assert each.sequence.computed == each.context_tokens - 1
         paces = [each.sequence.pace_s for each in self.naive.values() if each.sequence.pace_s is not None]

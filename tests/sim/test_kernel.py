@@ -40,11 +40,6 @@ def test_actions_run_by_instant_and_then_in_the_order_in_which_they_were_put(
     assert ran == sorted(put)
 
 
-def test_tickets_tell_actions_apart() -> None:
-    kernel = Kernel()
-    assert len({kernel.at(1.0, lambda: None) for _ in range(5)}) == 5
-
-
 def test_past_cannot_be_changed() -> None:
     kernel = Kernel()
     kernel.at(1.0, lambda: None)

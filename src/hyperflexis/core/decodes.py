@@ -38,9 +38,6 @@ class Decodes:
     def __len__(self) -> int:
         return len(self.sequences)
 
-    def __contains__(self, sequence_id: int) -> bool:
-        return sequence_id in self.sequences
-
     def join(self, sequence: Sequence) -> None:
         """From now on it emits a token in every step."""
         self.sequences[sequence.id] = sequence

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -322,6 +322,10 @@ class StepScheduler:
     @property
     def waiting_tokens(self) -> int:
         return sum(sequence.left for sequence in self._waiting)
+
+    def sequences(self) -> Collection[Sequence]:
+        """Everything that is here, waiting and decoding."""
+        return self._sequences.values()
 
     def is_idle(self) -> bool:
         return not self._sequences

@@ -81,15 +81,20 @@ class SimInstance:
         self._inbox.append(request_id)
         self._wake()
 
-    def lose(self) -> dict[int, int]:
-        """Die: nothing is heard of it any more. Returns how many tokens each request had emitted, told or not."""
+    def lose(self) -> dict[int, tuple[int, float | None]]:
+        """Die: nothing is heard of it any more. Returns what clients have had, told or not.
+
+        By request: how many tokens, and when the first one was out.
+        """
         self.is_lost = True
         elapsed = 0
         if self._plan is not None and self._plan.steps > 1:
             elapsed = _steps_within(self._kernel.now - self._began_s, *self._pace(self._plan))
             elapsed = min(elapsed, self._plan.steps - 1)
-        decodes = self.scheduler.decodes.sequences.values()
-        return {sequence.id: sequence.emitted + elapsed for sequence in decodes}
+        return {
+            each.id: (each.emitted + (elapsed if each.decodes is not None else 0), each.first_token_s)
+            for each in self.scheduler.sequences()
+        }
 
     def _wake(self) -> None:
         if not self._is_awake:

@@ -33,8 +33,8 @@ class Kernel:
         self._heap: list[tuple[float, int, Action]] = []
         self._insertions = 0
 
-    def at(self, instant_s: float, action: Action) -> int:
-        """Run `action` then; returns a ticket by which it can be told from others at that instant.
+    def at(self, instant_s: float, action: Action) -> None:
+        """Run `action` then.
 
         Raises:
             AssertionError: that is in the past.
@@ -48,7 +48,6 @@ class Kernel:
         assert instant_s >= self.now, f"{instant_s} is before now, {self.now}"
         self._insertions += 1
         heapq.heappush(self._heap, (instant_s, self._insertions, action))
-        return self._insertions
 
     def run(self, until_s: float = HORIZON_S) -> None:
         """Go on until nothing is left to happen, or not before `until_s` has passed."""

@@ -54,9 +54,13 @@ class _Live:
 
     number: int
     job: Job
+    service_class: ServiceClass
+    arrived_s: float
     max_tokens: int
     emitted: int = 0
     """Tokens of its answer that its client had when its last instance died."""
+    first_token_s: float | None = None
+    """When its client had the first of these."""
 
 
 Observer = Callable[[float, Event, list[Command]], None]
@@ -155,7 +159,7 @@ class Simulation:
             )
         max_tokens = min(max_tokens, room)
         number = self._rows.begin(job.service_class, now)
-        self._live[number] = _Live(number, job, max_tokens)
+        self._live[number] = _Live(number, job, service_class, now, max_tokens)
         event = RequestArrived(
             number,
             job.prompt_tokens,
@@ -193,18 +197,17 @@ class Simulation:
     def _dispatch(self, command: Dispatch) -> None:
         live = self._live[command.request_id]
         job = live.job
-        request = self.control.cluster.requests[command.request_id]
         sequence = Sequence(
             live.number,
             [],
             job.prompt_tokens,
             live.max_tokens,
-            request.slo,
-            request.arrived_s,
-            emitted=max(live.emitted, request.emitted_tokens),
+            live.service_class.slo,
+            live.arrived_s,
+            emitted=live.emitted,
             hashes=list(job.block_hashes),
-            priority=request.priority,
-            first_token_s=request.first_token_s,
+            priority=live.service_class.priority,
+            first_token_s=live.first_token_s,
             reuses_prefix=bool(job.block_hashes),
             expected_tokens=command.expected_tokens,
         )
@@ -255,8 +258,10 @@ class Simulation:
     def _lose_oldest(self) -> None:
         if self._instances:
             oldest = min(self._instances)
-            for request_id, emitted in self._instances.pop(oldest).lose().items():
-                self._live[request_id].emitted = emitted
+            for request_id, (emitted, first_token_s) in self._instances.pop(oldest).lose().items():
+                live = self._live.get(request_id)
+                if live is not None:  # Else its client had left.
+                    live.emitted, live.first_token_s = emitted, first_token_s
             self._feed(InstanceLost(oldest, "a planned fault"))
 
 
