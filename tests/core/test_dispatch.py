@@ -17,11 +17,9 @@ from hyperflexis.core.commands import Why
 from hyperflexis.core.dispatch import (
     FEW,
     INDIFFERENCE,
-    LOST_CAPACITY_WEIGHT,
     Estimate,
     Newcomer,
     Placement,
-    PrefillLoad,
     SloDispatcher,
     estimate,
     is_feasible,
@@ -41,23 +39,13 @@ def look(one: Request, on: Instance, now: float = 0.0) -> Estimate:
 def beside(*instances: Instance) -> Cluster:
     """A cluster in which these are ready, and nothing is known of lengths."""
     made = Cluster()
+    made.ready = list(instances)
     made.loads.reset(instances)
     return made
 
 
 def choose(one: Request, *instances: Instance, now: float = 0.0) -> Placement:
     return SloDispatcher().choose(one, instances, beside(*instances), now)
-
-
-class Weighted(SloDispatcher):
-    """Unbound capacity is worth what the test says."""
-
-    def __init__(self, weight: float) -> None:
-        super().__init__()
-        self.weight = weight
-
-    def _capacity_weight(self, request: Request, instances: int, now: float) -> float:
-        return self.weight
 
 
 # Estimates.
@@ -169,28 +157,17 @@ def test_learnt_slowness_of_mixed_steps_lengthens_prefills_beside_decodes() -> N
 # Scores.
 
 
-def expected_score(one: Request, on: Instance, expected_tokens: int, weight: float, now: float) -> float:
+def expected_score(one: Request, on: Instance, expected_tokens: int) -> float:
     """The formula of the module, term by term, from the instance itself."""
     model, factor = on.latency.model, on.latency.correction.factor("decode")
-
-    def step_s(seqs: int, context: int) -> float:
-        return factor * model.decode_step_s(seqs, context)
-
     seqs, context = len(on.decoding), on.context_tokens
     tpot_s = math.inf if one.slo.tpot_s is None else one.slo.tpot_s
-    loosest_s = max(0.2, 4 * model.decode_base_s)
-    before_s = min(loosest_s, on.strictest_pace_s())
-    pace_s = min(before_s, tpot_s)
-    without_s, with_s = step_s(max(1, seqs), context), step_s(seqs + 1, context + one.context_tokens)
-    used_before, used = without_s / before_s, with_s / pace_s
-    stay_s = expected_tokens * with_s
-    bound_share = min(1.0, max(0.0, on.bound_until_s() - now) / stay_s)
-    alone = with_s / min(tpot_s, loosest_s) - without_s / loosest_s
-    lost = bound_share * (used - used_before) + (1 - bound_share) * alone
+    pace_s = min(max(0.2, 4 * model.decode_base_s), on.strictest_pace_s(), tpot_s)
+    used = factor * model.decode_step_s(seqs + 1, context + one.context_tokens) / pace_s
     own_s = on.prefill_work_s(one, on.cached_tokens(one))
     queued_s = on.waiting_s() + 0.1 * model.prefill_token_s * context
-    peak_s = step_s(on.requests + 1, on.planned_tokens + one.prompt_tokens + expected_tokens)
-    return weight * max(0.0, lost - 0.02) + (queued_s + own_s) / max(0.1, 1 - used) + 3 * (peak_s > pace_s)
+    peak_s = factor * model.decode_step_s(on.requests + 1, on.planned_tokens + one.prompt_tokens + expected_tokens)
+    return (queued_s + own_s) / max(0.1, 1 - used) + 3 * (peak_s > pace_s)
 
 
 LOADS = st.tuples(
@@ -222,14 +199,12 @@ def loaded(fleet: Sequence[Instance], specs: list[list[tuple[int, int, float | N
 @given(
     specs=st.lists(st.lists(LOADS, max_size=4), max_size=12),
     asked=LOADS,
-    weight=st.sampled_from([0.0, 3.0, 10.0]),
     now=st.sampled_from([0.0, 0.1, 10.0]),
 )
 def test_chosen_is_the_least_of_the_formula(
     instances: int,
     specs: list[list[tuple[int, int, float | None, int, bool]]],
     asked: tuple[int, int, float | None, int, bool],
-    weight: float,
     now: float,
 ) -> None:
     """Of those as good as the best, most of the prompt held, then fewest requests, fewest so far, the oldest."""
@@ -239,14 +214,14 @@ def test_chosen_is_the_least_of_the_formula(
     promise, hashes = slo(tpot_s=tpot_s), tuple(block_hashes(range(prompt), 16))
     one = request(999, prompt, answer + emitted, slo=promise, tokens_before=emitted, block_hashes=hashes)
     believed = made.expected_tokens(one)
-    expected = [expected_score(one, each, believed, weight, now) for each in made.ready]
-    chosen = Weighted(weight).choose(one, made.ready, made, now).instance
-    newcomer = Newcomer(one.context_tokens, believed, tpot_s or math.inf, now)
+    expected = [expected_score(one, each, believed) for each in made.ready]
+    chosen = SloDispatcher(separation=0.0).choose(one, made.ready, made, now).instance
+    newcomer = Newcomer(one.context_tokens, believed, tpot_s or math.inf)
     cached = np.array([each.cached_tokens(one) for each in made.ready], dtype=np.float64)
     made.loads.refresh()
-    at_once = score(made.loads.table(made.ready), newcomer, cached, weight, np.minimum, np.maximum)
+    at_once = score(made.loads.table(made.ready), newcomer, cached, np.minimum, np.maximum)
     assert list(at_once) == pytest.approx(expected)
-    one_by_one = [score(made.loads.column(i), newcomer, i.cached_tokens(one), weight, min, max) for i in made.ready]
+    one_by_one = [score(made.loads.column(i), newcomer, i.cached_tokens(one), min, max) for i in made.ready]
     assert one_by_one == pytest.approx(expected)
     equals = [each for each, value in zip(made.ready, at_once, strict=True) if value <= min(at_once) + INDIFFERENCE]
     assert chosen is min(equals, key=lambda each: (-each.cached_tokens(one), each.requests, each.dispatches, each.id))
@@ -343,88 +318,34 @@ def test_equals_take_turns() -> None:
     assert chosen == [0, 1, 0, 1]
 
 
-@pytest.mark.parametrize(("weight", "joins"), [(0.0, False), (10.0, True)])
-def test_strict_work_joins_strict_work_where_capacity_is_scarce(weight: float, joins: bool) -> None:
-    """Binding a second instance to a strict pace costs prefill capacity; only a busy fleet has a use for it."""
-    strict, loose = instance(0, H100_8B), instance(1, H100_8B)
-    for number in range(4):
-        decode(request(number, prompt_tokens=500, slo=slo(tpot_s=0.02)), strict)
-        decode(request(number + 10, prompt_tokens=500, slo=slo(tpot_s=0.2)), loose)
-    for number in range(3):
-        place(request(number + 20, prompt_tokens=200, slo=slo(ttft_s=1.0)), strict)
-    newcomer = request(30, prompt_tokens=100, slo=slo(1.0, 0.02))
-    chosen = Weighted(weight).choose(newcomer, [strict, loose], beside(strict, loose), 0.0)
-    assert (chosen.instance is strict) is joins
+def homes_of_chats(separation: float) -> set[int]:
+    """Where eight strict chats go after half a minute of them among bursts of long prompts with a loose pace."""
+    dispatcher, among = SloDispatcher(separation), cluster(4, replace(H100_8B, decode_base_s=0.015))
+    chat = replace(request(prompt_tokens=100, slo=slo(1.0, 0.02)), service_class="chat")
+    long = replace(request(prompt_tokens=900, slo=slo(0.2, 0.2)), service_class="long")
+    for each in among.ready:
+        decode(replace(chat, id=100 + each.id), each)
+        decode(replace(long, id=200 + each.id), each)
+    for second in range(30):
+        for each in among.ready:
+            each.advance(50)
+        for one in [chat] * 4 + [long] * 24:
+            dispatcher.choose(replace(one, arrived_s=float(second)), among.ready, among, float(second))
+    for number in range(8):
+        one = replace(chat, id=number, arrived_s=30.0)
+        place(one, dispatcher.choose(one, among.ready, among, 30.0).instance)
+    return {each.id for each in among.ready if each.waiting}
 
 
-def test_load_of_prefills_decays() -> None:
-    load = PrefillLoad()
-    load.add(0.1, 4.0, 0.0)
-    load.add(0.1, 4.0, 0.0)
-    assert load.share(2, 0.0) == pytest.approx(8.0 / PrefillLoad.MEMORY_S / 2)
-    assert load.share(2, PrefillLoad.MEMORY_S) == pytest.approx(8.0 / math.e / PrefillLoad.MEMORY_S / 2), "unasked"
-    load.add(0.1, 0.0, PrefillLoad.MEMORY_S)
-    assert load.share(2, PrefillLoad.MEMORY_S) == pytest.approx(8.0 / math.e / PrefillLoad.MEMORY_S / 2)
+def test_strict_work_is_kept_apart_where_that_keeps_more_promises() -> None:
+    """Even while other instances are free: it would bind them to its pace."""
+    assert homes_of_chats(separation=0.0) == {0, 1, 2, 3}
+    assert 1 <= len(homes_of_chats(separation=1.0)) < 4
 
 
-def test_work_of_the_strictest_pace_is_told_from_looser_work() -> None:
-    load = PrefillLoad()
-    assert load.looser_share() == 0.0
-    load.add(0.1, 4.0, 0.0)
-    assert load.looser_share() == 0.0
-    load.add(math.inf, 4.0, 0.0)
-    load.add(0.05, 2.0, 0.0)
-    assert load.looser_share() == pytest.approx(0.8)
-
-
-def worth(dispatcher: SloDispatcher, ttft_s: float | None = 1.0, instances: int = 1, now: float = 0.0) -> float:
-    return dispatcher._capacity_weight(request(slo=slo(ttft_s)), instances, now)
-
-
-def test_capacity_is_worth_nothing_to_an_idle_fleet_nor_to_one_of_a_single_pace() -> None:
-    dispatcher = SloDispatcher()
-    assert worth(dispatcher) == 0.0
-    dispatcher._load.add(0.1, 100.0, 0.0)
-    assert worth(dispatcher) == 0.0
-    dispatcher._load.add(math.inf, 100.0, 0.0)
-    assert worth(dispatcher) == pytest.approx(LOST_CAPACITY_WEIGHT)
-    assert 0.0 < worth(dispatcher, instances=100) < LOST_CAPACITY_WEIGHT
-    assert worth(dispatcher, now=20 * PrefillLoad.MEMORY_S) < 1e-3, "an hour of silence is forgotten"
-
-
-def test_who_may_wait_longer_queues_longer_for_the_sake_of_unbound_capacity() -> None:
-    dispatcher = SloDispatcher()
-    for pace_s in (0.1, math.inf):
-        dispatcher._load.add(pace_s, 100.0, 0.0)
-    by_promise = [worth(dispatcher, ttft_s) / LOST_CAPACITY_WEIGHT for ttft_s in (0.1, 0.75, 1.5, 60.0, None)]
-    assert by_promise == pytest.approx([0.5, 0.75, 1.5, 2.0, 2.0])
-
-
-def test_separation_scales_what_capacity_is_worth() -> None:
-    even, half = SloDispatcher(separation=0.0), SloDispatcher(separation=0.5)
-    for dispatcher in (even, half):
-        for pace_s in (0.1, math.inf):
-            dispatcher._load.add(pace_s, 100.0, 0.0)
-    assert worth(even) == 0.0
-    assert worth(half) == pytest.approx(LOST_CAPACITY_WEIGHT / 2)
+def test_separation_is_no_less_than_none() -> None:
     with pytest.raises(ValueError, match="separation must be at least 0"):
         SloDispatcher(separation=-1.0)
-
-
-def test_what_is_refused_is_no_load() -> None:
-    dispatcher, fleet = SloDispatcher(), [instance(0), instance(1)]
-    hopeless = slo(ttft_s=0.02)
-    refused = request(1, prompt_tokens=100, slo=hopeless, refuses_late=True)
-    assert dispatcher.choose(refused, fleet, beside(*fleet), 0.0).reason.why is Why.LEAST_HARM
-    assert dispatcher._load.share(1, 0.0) == 0.0
-    for kept in (request(2, prompt_tokens=100, slo=hopeless), request(3, slo=slo(ttft_s=9.0), refuses_late=True)):
-        before = dispatcher._load.share(1, 0.0)
-        dispatcher.choose(kept, fleet, beside(*fleet), 0.0)
-        assert dispatcher._load.share(1, 0.0) > before
-    begun = request(4, prompt_tokens=100, slo=hopeless, refuses_late=True, dispatches=1)
-    before = dispatcher._load.share(1, 0.0)
-    dispatcher.choose(begun, fleet, beside(*fleet), 0.0)
-    assert dispatcher._load.share(1, 0.0) > before, "who has been taken once is not refused any more"
 
 
 def test_who_would_be_refused_goes_wherever_its_promises_are_kept() -> None:

@@ -1,24 +1,15 @@
 """Which instance takes a request.
 
-The least score wins:
+Of those that its pace may use (`splits`), the least score wins:
 
-    w max(0, lost - .02)  +  (waiting + own + .1 alpha S) / max(.1, 1 - u')  +  3 [peak step > strictest pace]
+    (waiting + own + .1 alpha S) / max(.1, 1 - u')  +  3 [peak step > strictest pace]
 
-u is the share of an instance's time that its decodes take when a step is as long as the strictest pace there allows; u'
-the same with the newcomer. `lost` is prefill capacity that the newcomer would cost by binding the instance to its pace:
-
-    lost = b (u' - u)  +  (1 - b) (u at the newcomer's pace - u at the loosest pace)
-
-where b is the share of the newcomer's stay for which the strictest are there anyway. So strict work goes where strict
-work has just gone, an instance whose last strict request is about to end is left alone, and strict and loose work
-separate softly, without partitions; where everything has become bound once, it comes apart again. Who could use
-unbound capacity decides what it is worth: w is at most 2.5 times the newcomer's promised time to first token (a queue
-costs what it takes of that), and shrinks with the fleet's prefill load and with the share of that load that is not of
-the strictest pace. Elsewhere, packing would only slow decodes.
+u' is the share of an instance's time that its decodes take, the newcomer's among them, when a step is as long as the
+strictest pace there allows; S the context tokens that decode there and alpha the work of one.
 
 The score is computed for all instances at once; only the chosen one is then predicted in detail. Preferring instances
 on which every promise would be kept (the three checks of PolyServe, a published system) was measured too, and lost in
-every case where it mattered: strict work then spreads over all instances, and binds them all.
+every case where it mattered.
 """
 
 from __future__ import annotations
@@ -36,16 +27,8 @@ from hyperflexis.core.cluster import Cluster
 from hyperflexis.core.commands import Reason, Why
 from hyperflexis.core.instance import Instance
 from hyperflexis.core.request import Request
+from hyperflexis.core.splits import TOLERANCE, Splits
 
-LOST_CAPACITY_WEIGHT = 2.5
-PATIENCE_S = (0.5, 2.0)
-"""Bounds of what a first-token promise counts for."""
-FULL_LOAD = 0.1
-"""Share of the fleet's time spent on prefills from which on lost capacity counts in full."""
-FULL_DIVERSITY = 0.2
-"""Share of that work that is not of the strictest pace, from which on it does."""
-_FORGOTTEN_S = 1e-3
-FREE_LOSS = 0.02
 PEAK_PENALTY = 3.0
 INDIFFERENCE = 0.01
 """Scores this near to the least count as equal: models of equal instances differ by their noise, and that must not
@@ -136,77 +119,28 @@ class Dispatcher(Protocol):
         """Pick one of `instances`, which are ready, large enough for the request, and not empty as a list."""
 
 
-class PrefillLoad:
-    """Prefill work dispatched of late, by the pace that its requests were promised: sums that decay."""
-
-    MEMORY_S = 30.0
-
-    def __init__(self) -> None:
-        self._works_s: dict[float, float] = {}
-        self._at_s = 0.0
-
-    def add(self, pace_s: float, work_s: float, now: float) -> None:
-        """Count the prefill of a request; without a promise its pace is infinite."""
-        decay = self._decay(now)
-        works_s = {pace: work * decay for pace, work in self._works_s.items() if work > _FORGOTTEN_S}
-        works_s[pace_s] = works_s.get(pace_s, 0.0) + work_s
-        self._works_s, self._at_s = works_s, now
-
-    def share(self, instances: int, now: float) -> float:
-        """Of the time of a fleet of so many instances; 1 is a fleet that does nothing but prefills."""
-        return self._decay(now) * sum(self._works_s.values()) / self.MEMORY_S / instances
-
-    def looser_share(self) -> float:
-        """Of all this work, what is not of the strictest pace among it."""
-        total_s = sum(self._works_s.values())
-        return 1.0 - self._works_s[min(self._works_s)] / total_s if total_s > 0 else 0.0
-
-    def _decay(self, now: float) -> float:
-        """What is left of the sums by now."""
-        return math.exp(min(0.0, self._at_s - now) / self.MEMORY_S)
-
-
 class SloDispatcher:
     """The least score; between equals, most of the prompt held, then fewest requests now, then fewest so far.
 
-    `separation` scales what unbound capacity is worth: with 0, work is shared evenly, which is quicker on average and
-    keeps fewer promises under bursts.
+    `separation` says how much keeping strict paces apart is worth. With 0 every pace may use every instance, which is
+    quicker on average and keeps fewer promises under bursts.
     """
 
     def __init__(self, separation: float = 1.0) -> None:
         if not separation >= 0:
             raise ValueError(f"separation must be at least 0, not {separation}")
-        self._separation = separation
-        self._load = PrefillLoad()
+        self._splits = Splits(TOLERANCE / separation) if separation else None
 
     def choose(self, request: Request, instances: Sequence[Instance], cluster: Cluster, now: float) -> Placement:
-        weight = self._capacity_weight(request, len(instances), now)
         expected = cluster.expected_tokens(request)
-        instance = instances[_least(request, instances, cluster, expected, weight, now)]
+        allowed = self._splits.allowed(request, instances, cluster.ready, now) if self._splits else instances
+        instance = allowed[_least(request, allowed, cluster, expected)]
         predicted = estimate(request, instance, expected, now)
         if request.refuses_late and not is_feasible(request, predicted):
             instance, predicted = _first_feasible(request, instances, expected, now) or (instance, predicted)
         why = Why.FEASIBLE if is_feasible(request, predicted) else Why.LEAST_HARM
-        # What is about to be refused is no work for the fleet.
-        if why is Why.FEASIBLE or not request.refuses_late or request.dispatches:
-            self._load.add(_tpot_s(request), instance.prefill_work_s(request, instance.cached_tokens(request)), now)
         numbers = (("ttft_s", predicted.ttft_s), ("peak_step_s", predicted.peak_step_s))
         return Placement(instance, Reason(why, numbers), predicted.ttft_s, predicted.step_s)
-
-    def _capacity_weight(self, request: Request, instances: int, now: float) -> float:
-        """Seconds of queue that all of an instance's capacity is worth to this newcomer now.
-
-        Nothing in a fleet with time to spare, or with a single pace; more to who may wait longer.
-        """
-        load, diversity = self._load.share(instances, now), self._load.looser_share()
-        demand = min(1.0, load / FULL_LOAD) * min(1.0, diversity / FULL_DIVERSITY)
-        return self._separation * LOST_CAPACITY_WEIGHT * demand * _patience_s(request)
-
-
-def _patience_s(request: Request) -> float:
-    """How long its first token may take, within bounds."""
-    low_s, high_s = PATIENCE_S
-    return high_s if request.slo.ttft_s is None else min(high_s, max(low_s, request.slo.ttft_s))
 
 
 def _first_feasible(
@@ -220,14 +154,7 @@ def _first_feasible(
     return None
 
 
-def _least(  # noqa: PLR0917  # what a choice depends on
-    request: Request,
-    instances: Sequence[Instance],
-    cluster: Cluster,
-    expected_tokens: int,
-    capacity_weight: float,
-    now: float,
-) -> int:
+def _least(request: Request, instances: Sequence[Instance], cluster: Cluster, expected_tokens: int) -> int:
     """The index of the instance with the least score.
 
     Of those as good, the one that holds most of the prompt, then the one with the fewest requests.
@@ -235,16 +162,16 @@ def _least(  # noqa: PLR0917  # what a choice depends on
     if len(instances) == 1:
         return 0
     cluster.loads.refresh()
-    newcomer = Newcomer(request.context_tokens, expected_tokens, _tpot_s(request), now)
+    newcomer = Newcomer(request.context_tokens, expected_tokens, _tpot_s(request))
     if len(instances) > FEW:
         table = cluster.loads.table(instances)
         held = _cached_tokens(request, instances)
-        values = score(table, newcomer, held, capacity_weight, np.minimum, np.maximum)
+        values = score(table, newcomer, held, np.minimum, np.maximum)
         equals = np.flatnonzero(values <= values.min() + INDIFFERENCE)
         return int(equals[np.lexsort((table.dispatches[equals], table.requests[equals], -held[equals]))[0]])
     columns = [cluster.loads.column(instance) for instance in instances]
     cached = [instance.cached_tokens(request) for instance in instances]
-    found = [score(load, newcomer, held, capacity_weight, min, max) for load, held in zip(columns, cached, strict=True)]
+    found = [score(load, newcomer, held, min, max) for load, held in zip(columns, cached, strict=True)]
     worst = min(found) + INDIFFERENCE
     equal = [index for index, value in enumerate(found) if value <= worst]
     return min(equal, key=lambda index: (-cached[index], columns[index].requests, columns[index].dispatches))
@@ -258,30 +185,22 @@ class Newcomer(NamedTuple):
     """Believed."""
     pace_s: float
     """Promised; infinite if none."""
-    now: float
 
 
-def score(  # noqa: PLR0917  # the terms of the formula
+def score(
     load: loads.Load,
     newcomer: Newcomer,
     cached_tokens: Any,
-    capacity_weight: float,
     minimum: Callable[[Any, Any], Any],
     maximum: Callable[[Any, Any], Any],
 ) -> Any:
     """How much a newcomer would harm; the least is best. Of one instance, or of many at once with numpy's functions."""
-    tokens, answer_tokens, own_pace_s, now = newcomer
-    step_s = load.step_s + load.context_token_s * tokens
+    tokens, answer_tokens, own_pace_s = newcomer
     pace_s = minimum(load.pace_s, own_pace_s)
-    used = step_s / pace_s
+    used = (load.step_s + load.context_token_s * tokens) / pace_s
     own_s = load.prefill_token_s * (tokens - cached_tokens) + load.prefill_pair_s * (tokens**2 - cached_tokens**2)
-    # As long as the strictest are there anyway, it costs what it binds beyond them; after that, what it binds alone.
-    still_bound = minimum(1.0, maximum(0.0, load.bound_until_s - now) / (answer_tokens * step_s))
-    later = step_s / minimum(own_pace_s, load.pace_cap_s)
-    lost = still_bound * (used - load.used) + (1 - still_bound) * (later - load.used_unbound)
-    lost = maximum(0.0, lost - FREE_LOSS)
     is_peak_late = load.peak_step_s + load.context_token_s * (tokens + answer_tokens) > pace_s
-    return capacity_weight * lost + (load.queued_s + own_s) / maximum(0.1, 1 - used) + PEAK_PENALTY * is_peak_late
+    return (load.queued_s + own_s) / maximum(0.1, 1 - used) + PEAK_PENALTY * is_peak_late
 
 
 def _cached_tokens(request: Request, instances: Sequence[Instance]) -> npt.NDArray[np.float64]:

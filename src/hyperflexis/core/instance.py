@@ -175,6 +175,15 @@ class Instance:
         """Least promised time per token of what is here; infinite where none was promised."""
         return min(self._paces_s, default=math.inf)
 
+    def pace_shares(self, otherwise_s: float) -> dict[float, float]:
+        """Of the requests here, by promised time per token; a looser one, or none, counts as `otherwise_s`."""
+        shares = {otherwise_s: 1.0} if self.requests else {}
+        for pace_s, count in self._paces_s.items():
+            if pace_s < otherwise_s:
+                shares[pace_s] = count / self.requests
+                shares[otherwise_s] -= count / self.requests
+        return shares
+
     def residual_s(self, now: float) -> float:
         """Predicted rest of the step that runs now. Steps of decodes alone are reported several at a time."""
         if self.is_empty:

@@ -35,14 +35,6 @@ class Load(NamedTuple):
     prefill_pair_s: Any
     pace_s: Any
     """The strictest there, capped."""
-    used: Any
-    """Share of its time that decodes take at that pace."""
-    pace_cap_s: Any
-    """The loosest pace that counts."""
-    used_unbound: Any
-    """Share of its time that decodes take at that."""
-    bound_until_s: Any
-    """When the last of the strictest should have ended."""
     queued_s: Any
     """Prefill work that waits there, and a share of the contexts."""
     requests: Any
@@ -57,6 +49,8 @@ class Loads:
         self._instances: list[Instance] = []
         self._columns: list[Load] = []
         self._table: Floats = np.zeros((0, 0))
+        self._part: tuple[Sequence[Instance], npt.NDArray[np.intp]] = ((), np.zeros(0, dtype=np.intp))
+        """The last part of the instances that was asked for, and its rows."""
 
     def reset(self, ready: Sequence[Instance]) -> None:
         """These are the instances from now on."""
@@ -67,6 +61,7 @@ class Loads:
         self._table = np.array(self._columns, dtype=np.float64).T.copy() if ready else np.zeros((len(Load._fields), 0))
         for row, instance in enumerate(ready):
             instance.row = row
+        self._part = ((), np.zeros(0, dtype=np.intp))
         self._changed.clear()
 
     def refresh(self) -> None:
@@ -86,7 +81,9 @@ class Loads:
         """Rows [n] of these instances, as of the last `refresh`."""
         if len(instances) == len(self._instances):
             return Load(*self._table)
-        return Load(*self._table[:, [instance.row for instance in instances]])
+        if instances is not self._part[0]:
+            self._part = (instances, np.array([instance.row for instance in instances], dtype=np.intp))
+        return Load(*self._table[:, self._part[1]])
 
 
 def load_of(instance: Instance) -> Load:
@@ -97,8 +94,6 @@ def load_of(instance: Instance) -> Load:
     seqs, context, requests = len(instance.decoding), instance.context_tokens, instance.requests
     pace_s = min(pace_cap_s(instance), instance.strictest_pace_s())
     step_s = base_s + seq_s * (seqs + 1) + token_s * context
-    # An idle instance would pay the fixed part of a step too: having none now is no capacity to lose.
-    before_s = step_s - seq_s if seqs else step_s
     return Load(
         step_s=step_s,
         peak_step_s=base_s + seq_s * (requests + 1) + token_s * instance.planned_tokens,
@@ -106,10 +101,6 @@ def load_of(instance: Instance) -> Load:
         prefill_token_s=model.prefill_token_s,
         prefill_pair_s=model.prefill_pair_s,
         pace_s=pace_s,
-        used=before_s / pace_s,
-        pace_cap_s=pace_cap_s(instance),
-        used_unbound=before_s / pace_cap_s(instance),
-        bound_until_s=instance.bound_until_s(),
         queued_s=instance.waiting_s() + CONTEXT_SHARE * model.prefill_token_s * context,
         requests=requests,
         dispatches=instance.dispatches,

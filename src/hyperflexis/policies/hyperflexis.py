@@ -1,12 +1,13 @@
 """Ours, the default. What each part does is said where it is:
 
-    which instance       core.dispatch   prefill capacity lost for as long as it is, plus queue; at once
+    which instance       core.splits     strict paces on some instances only: on as many as kept most promises of late
+                         core.dispatch   of those, where its prefill waits and takes the least; at once
     who goes first       core.order      deadlines, as far as they can all be kept; priority says who is given up
     how large a step     core.budget     what the tightest decode can bear, aiming at 97 % of its pace
     how long an answer   core.cluster    80th percentile of its class, of those that are longer than it is already
     who is refused       core.control    nobody, unless its class says so and its promises could not be kept
 
-What was measured for and against each is in the decisions, 6 to 8, and docs/results/scheduling.md.
+What was measured for and against each is in the decisions, 6 to 9, and docs/results/scheduling.md.
 """
 
 from __future__ import annotations
