@@ -26,10 +26,11 @@ class Naive:
     content: dict[int, bytes] = field(default_factory=dict)
     unused: list[int] = field(default_factory=list)
     """Published blocks that nobody holds, least recently let go first."""
+    lent: int = 0
 
     @property
     def free(self) -> int:
-        return self.blocks - len(self.holders)
+        return self.blocks - len(self.holders) - self.lent
 
     def find(self, wanted: list[bytes]) -> list[int]:
         where = {content: block for block, content in self.content.items()}
@@ -44,11 +45,14 @@ class Naive:
         self.holders[block] = self.holders.get(block, 0) + 1
         self.unused = [other for other in self.unused if other != block]
 
-    def take(self, blocks: list[int]) -> None:
-        evicted = max(0, len(blocks) - (self.free - len(self.unused)))
+    def evict_for(self, count: int) -> None:
+        evicted = max(0, count - (self.free - len(self.unused)))
         for block in self.unused[:evicted]:
             del self.content[block]
         self.unused = self.unused[evicted:]
+
+    def take(self, blocks: list[int]) -> None:
+        self.evict_for(len(blocks))
         for block in blocks:
             assert block not in self.holders, f"{block} was given though somebody holds it"
             assert block not in self.unused, f"{block} was evicted before its turn"
@@ -88,6 +92,25 @@ class PoolMachine(RuleBasedStateMachine):
         self.naive.take(taken)
         self.held.append(taken)
 
+    @rule(count=st.integers(0, 8))
+    def lend(self, count: int) -> None:
+        if count > self.pool.blocks_free:
+            with pytest.raises(AssertionError, match="blocks wanted"):
+                self.pool.lend(count)
+            return
+        self.pool.lend(count)
+        self.naive.evict_for(count)
+        self.naive.lent += count
+
+    @rule(count=st.integers(0, 8))
+    def take_back(self, count: int) -> None:
+        if count > self.naive.lent:
+            with pytest.raises(AssertionError, match="were lent"):
+                self.pool.take_back(count)
+            return
+        self.pool.take_back(count)
+        self.naive.lent -= count
+
     @rule(wanted=st.lists(st.integers(0, 5), max_size=4))
     def share(self, wanted: list[int]) -> None:
         found = self.pool.find(chain(*wanted))
@@ -125,11 +148,22 @@ class PoolMachine(RuleBasedStateMachine):
         if not hasattr(self, "pool"):
             return
         self.pool.check()
-        self.pool.check_holders(self.naive.holders)
+        self.pool.check_holders(self.naive.holders, self.naive.lent)
         assert self.pool.blocks_free == self.naive.free
+        contents = {content: block for block, content in self.naive.content.items()}
+        assert all(self.pool.find([content]) == [block] for content, block in contents.items())
 
 
 TestPoolMachine = PoolMachine.TestCase
+
+
+def test_first_blocks_are_given_in_order_and_then_the_last_that_came_back() -> None:
+    pool = BlockPool(6, 4)
+    taken = pool.take(2)
+    assert (taken, pool.take(2)) == ([0, 1], [2, 3])
+    pool.release(taken)
+    assert pool.take(3) == [0, 1, 4]
+    assert pool.take(1) == [5]
 
 
 def test_blocks_for_rounds_up() -> None:

@@ -83,6 +83,20 @@ class DecodesMachine(RuleBasedStateMachine):
         for each in self.naive.values():
             each.emitted += steps
 
+    @rule(steps=st.integers(1, 40))
+    def cover_what_the_next_steps_fill(self, steps: int) -> None:
+        """First for one step, as a plan does, and then for all that were taken."""
+        before = sum(self.blocks(each, 0) for each in self.naive.values())
+        taken = self.decodes.cover(1) + self.decodes.cover(steps)
+        assert taken == sum(self.blocks(each, steps) for each in self.naive.values()) - before
+        for each in self.naive.values():
+            assert self.decodes.blocks_covered(each.sequence) == self.blocks(each, steps)
+        self.advance(steps)
+
+    def blocks(self, each: Naive, steps: int) -> int:
+        """That hold all its tokens but the last after so many steps more."""
+        return -(-(each.context_tokens + steps - 1) // self.block_tokens)
+
     @rule(now=st.floats(-2.0, 4.0), step_s=st.sampled_from([0.001, 0.019, 0.025, 0.1]))
     def least_slack_is_of_those_that_are_not_lost(self, now: float, step_s: float) -> None:
         slacks_s = [math.inf]

@@ -673,6 +673,8 @@ class Counting:
     live: dict[int, Sequence] = field(default_factory=dict)
     lines: list[object] = field(default_factory=list)
     """A line for each step that was taken, alone or with others."""
+    free: list[int] = field(default_factory=list)
+    """Blocks that were free after each plan and after what came of it."""
 
     def add(self, each: Sequence, *, has_tokens: bool) -> None:
         hashes = list(extend_hashes([], each.tokens[: each.prompt_tokens], self.scheduler.pool.block_tokens))
@@ -700,6 +702,7 @@ class Counting:
             assert 1 <= plan.steps <= min(self.steps_max, steps, max(1, until_end))
             assert plan.steps == 1 or not (plan.prefills or plan.preempted), "no steps alike"
             self.scheduler.check()
+            self.free.append(self.scheduler.pool.blocks_free)
             shape, decoding = plan.shape, len(plan.decodes)
             self.lines.append((shape, plan.preempted, plan.started, [(c.sequence.id, c.start) for c in plan.prefills]))
             for step in range(plan.steps):
@@ -714,16 +717,35 @@ class Counting:
                     self.scheduler.end(each.id)
                 del self.live[each.id]
             self.scheduler.check()
+            self.free.append(self.scheduler.pool.blocks_free)
             steps -= plan.steps
 
 
 def journal(
-    world: tuple[Honest, list[tuple[int, Sequence]], dict[int, int]], steps_max: int, *, has_tokens: bool = False
+    world: tuple[Honest, list[tuple[int, Sequence]], dict[int, int]],
+    steps_max: int,
+    *,
+    has_tokens: bool = False,
+    kind: type[StepScheduler] = StepScheduler,
 ) -> tuple[float, list[object]]:
+    made = counting(world, steps_max, has_tokens=has_tokens, kind=kind)
+    return made.now, made.lines
+
+
+def counting(
+    world: tuple[Honest, list[tuple[int, Sequence]], dict[int, int]],
+    steps_max: int,
+    *,
+    has_tokens: bool = False,
+    kind: type[StepScheduler] = StepScheduler,
+    names_blocks: bool = True,
+) -> Counting:
+    """One that has done all there was to do."""
     engine, coming, cancels = world
     old = engine.scheduler
     pool = type(old.pool)(old.pool.blocks, old.pool.block_tokens)
-    twin = StepScheduler(pool, old.seqs_max, type(old.latency)(old.latency.model), old.rules)
+    latency = type(old.latency)(old.latency.model)
+    twin = kind(pool, old.seqs_max, latency, old.rules, names_blocks=names_blocks)
     made = Counting(twin, steps_max)
     for step in range(0, 24, 2):
         for _, each in [(at, each) for at, each in coming if at in {step, step + 1}]:
@@ -735,7 +757,7 @@ def journal(
     made.go(500, has_tokens=has_tokens)
     assert twin.is_idle()
     assert twin.pool.blocks_free == twin.pool.blocks
-    return made.now, made.lines
+    return made
 
 
 @settings(max_examples=60)
@@ -755,3 +777,29 @@ def test_lengths_alone_are_as_good_as_tokens(
     for _, each in world[1]:
         each.reuses_prefix = False
     assert journal(world, 1) == journal(world, 1, has_tokens=True)
+
+
+@given(worlds(), st.integers(1, 40))
+def test_counted_blocks_are_as_good_as_named_ones(
+    world: tuple[Honest, list[tuple[int, Sequence]], dict[int, int]], steps_max: int
+) -> None:
+    """The same steps at the same instants, with as many blocks free at any time, prefixes shared or not."""
+    named, counted = (counting(world, steps_max, names_blocks=names_blocks) for names_blocks in (True, False))
+    assert (named.now, named.lines, named.free) == (counted.now, counted.lines, counted.free)
+
+
+class Unhurried(StepScheduler):
+    """Asks for an order even of one."""
+
+    def _fill_with_all(self, sequence: Sequence, plan: StepPlan, now: float) -> bool:
+        return False
+
+
+@settings(max_examples=200)
+@given(worlds(), st.integers(1, 40), st.booleans())
+def test_who_waits_alone_gets_what_it_would_get_in_any_order(
+    world: tuple[Honest, list[tuple[int, Sequence]], dict[int, int]], steps_max: int, has_tokens: bool
+) -> None:
+    kinds = (StepScheduler, Unhurried)
+    short, long = (counting(world, 1 if has_tokens else steps_max, has_tokens=has_tokens, kind=kind) for kind in kinds)
+    assert (short.now, short.lines, short.free) == (long.now, long.lines, long.free)

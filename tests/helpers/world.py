@@ -7,7 +7,7 @@ want every order of events, losses in the middle of steps included; what a clock
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from hyperflexis.core.blocks import BlockPool
@@ -208,10 +208,10 @@ class World:
 def relabelled(said: Event | Command, stretch: int) -> Any:
     """An event or a command about the request whose id is so many times as large."""
     values: dict[str, Any] = {}
-    for name in [each.name for each in fields(said)]:
+    for name in said._fields:
         value = getattr(said, name)
         if name == "request_id":
             values[name] = value * stretch
         elif name in {"started", "began", "preempted"}:
             values[name] = [request_id * stretch for request_id in value]
-    return replace(said, **values)
+    return said._replace(**values)

@@ -2,8 +2,9 @@
 
 A block is held (someone computes with it), cached (nobody does, but its content may be wanted again) or free. Cached
 blocks are free to whoever needs one; the least recently used goes first. Only blocks with known content can be shared,
-so only those have their holders counted; any other held block has one. Conservation, held + cached + free = all, is
-checked by `check`. Knows block ids and hashes, no tensor.
+so only those have their holders counted; any other held block has one. Who never looks into a block may have it lent,
+without a name: it is counted and no more. Conservation, held + lent + cached + free = all, is checked by `check`. Knows
+block ids and hashes, no tensor.
 """
 
 from __future__ import annotations
@@ -20,7 +21,14 @@ class BlockPool:
             raise ValueError(f"a pool needs at least one block of one token, not {blocks} of {block_tokens}")
         self.blocks = blocks
         self.block_tokens = block_tokens
-        self._free = list(range(blocks - 1, -1, -1))
+        self._free: list[int] = []
+        """Blocks that were given back, the one to be given next last."""
+        self._fresh = 0
+        """The first block that was never given: this one and all above it are free too."""
+        self._lent = 0
+        """How many of the free blocks somebody has without their names."""
+        self._empty = blocks
+        """How many nobody has."""
         self._content: dict[int, bytes | None] = {}
         """Blocks that were published, held or cached; None once their content was disowned while several held it."""
         self._by_hash: dict[bytes, int] = {}
@@ -31,7 +39,7 @@ class BlockPool:
     @property
     def blocks_free(self) -> int:
         """Blocks that `take` could give now, cached ones included."""
-        return len(self._free) + len(self._cached)
+        return self._empty + len(self._cached)
 
     def blocks_for(self, tokens: int) -> int:
         return -(-tokens // self.block_tokens)
@@ -61,11 +69,17 @@ class BlockPool:
         Raises:
             AssertionError: there are fewer; ask `blocks_free` first.
         """
-        free = self._free
-        if count > len(free):
+        free, empty = self._free, self._empty
+        if count > empty:
             assert count <= self.blocks_free, f"{count} blocks wanted, {self.blocks_free} free"
-            evicted = [self._evict() for _ in range(count - len(free))]
-            return self.take(len(free)) + evicted
+            evicted = [self._evict() for _ in range(count - empty)]
+            return self.take(empty) + evicted
+        if count > len(free):
+            given_back = self.take(len(free))
+            first, self._fresh = self._fresh, self._fresh + count - len(given_back)
+            self._empty -= self._fresh - first
+            return [*given_back, *range(first, self._fresh)]
+        self._empty -= count
         if count == 1:
             return [free.pop()]
         taken = free[len(free) - count :]
@@ -73,14 +87,34 @@ class BlockPool:
         taken.reverse()
         return taken
 
+    def lend(self, count: int) -> None:
+        """Set blocks with no content aside, without saying which.
+
+        Raises:
+            AssertionError: there are fewer; ask `blocks_free` first.
+        """
+        if count > self._empty:
+            assert count <= self.blocks_free, f"{count} blocks wanted, {self.blocks_free} free"
+            for _ in range(count - self._empty):
+                self._put_back(self._evict())
+        self._empty -= count
+        self._lent += count
+
+    def take_back(self, count: int) -> None:
+        """So many of the blocks that were lent are wanted no more."""
+        assert count <= self._lent, f"{count} blocks are given back, {self._lent} were lent"
+        self._lent -= count
+        self._empty += count
+
     def release(self, blocks: Sequence[int]) -> None:
         """Let go, last block first, so that the tail of a prefix is evicted before its head."""
         if not self._content:
             self._free.extend(reversed(blocks))
+            self._empty += len(blocks)
             return
         for block in reversed(blocks):
             if block not in self._content:
-                self._free.append(block)
+                self._put_back(block)
                 continue
             holders = self._holders.pop(block, 0) - 1
             assert holders >= 0, f"block {block} is released but not held"
@@ -88,7 +122,7 @@ class BlockPool:
                 self._holders[block] = holders
             elif self._content[block] is None:
                 del self._content[block]
-                self._free.append(block)
+                self._put_back(block)
             else:
                 self._cached[block] = None
 
@@ -108,14 +142,18 @@ class BlockPool:
             del self._by_hash[content]
             if block in self._cached:
                 del self._cached[block], self._content[block]
-                self._free.append(block)
+                self._put_back(block)
             else:
                 self._content[block] = None
 
     def forget(self) -> None:
         """Drop all cached content that nobody holds."""
         while self._cached:
-            self._free.append(self._evict())
+            self._put_back(self._evict())
+
+    def _put_back(self, block: int) -> None:
+        self._free.append(block)
+        self._empty += 1
 
     def _evict(self) -> int:
         block, _ = self._cached.popitem(last=False)
@@ -126,8 +164,10 @@ class BlockPool:
 
     def check(self) -> None:
         """Every block is in at most one place, and every content is where the index says."""
-        counted, free, cached = set(self._holders), set(self._free), set(self._cached)
-        assert len(free) == len(self._free), f"a block is free twice: {self!r}"
+        counted, free, cached = set(self._holders), self._all_free(), set(self._cached)
+        assert len(free) == len(self._free) + self.blocks - self._fresh, f"a block is free twice: {self!r}"
+        assert 0 <= self._lent == len(free) - self._empty, f"a free block is neither lent nor empty: {self!r}"
+        assert self._empty >= 0, f"more blocks are lent than there are: {self!r}"
         assert counted.isdisjoint(free | cached), f"a held block is also free: {self!r}"
         assert free.isdisjoint(cached), f"a free block is also cached: {self!r}"
         assert len(counted) + len(free) + len(cached) <= self.blocks, f"there are too many blocks: {self!r}"
@@ -136,16 +176,23 @@ class BlockPool:
         known = {content: block for block, content in self._content.items() if content is not None}
         assert known == self._by_hash, f"the index is wrong: {self!r}"
 
-    def check_holders(self, holders: dict[int, int]) -> None:
-        """The caller's own count of who holds each block agrees with the pool's, and no block is lost."""
+    def _all_free(self) -> set[int]:
+        """Lent ones among them."""
+        return {*self._free, *range(self._fresh, self.blocks)}
+
+    def check_holders(self, holders: dict[int, int], lent: int = 0) -> None:
+        """The caller's own count of who holds each block, and of what it was lent, is the pool's; no block is lost."""
+        assert lent == self._lent, f"{self._lent} blocks were lent, callers have {lent}"
         counted = {block: count for block, count in holders.items() if block in self._content}
         assert counted == self._holders, f"holders differ: pool {self._holders}, callers {counted}"
         private = [block for block in holders if block not in self._content]
         assert all(holders[block] == 1 for block in private), f"a block without content is shared: {holders}"
-        assert set(private).isdisjoint(self._free), f"a held block is free: {self!r}"
-        total = len(holders) + len(self._free) + len(self._cached)
+        free = self._all_free()
+        assert free.isdisjoint(private), f"a held block is free: {self!r}"
+        total = len(holders) + len(free) + len(self._cached)
         assert total == self.blocks, f"{self.blocks - total} blocks were lost: {self!r}"
 
     def __repr__(self) -> str:
-        held = self.blocks - len(self._free) - len(self._cached)
-        return f"BlockPool(held={held}, cached={len(self._cached)}, free={len(self._free)}, blocks={self.blocks})"
+        cached, free, lent = len(self._cached), self._empty, self._lent
+        held = self.blocks - lent - cached - free
+        return f"BlockPool(held={held}, lent={lent}, cached={cached}, free={free}, blocks={self.blocks})"

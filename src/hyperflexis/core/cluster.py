@@ -76,7 +76,8 @@ class Cluster:
         insort(self.queue, request, key=_key)
 
     def dequeue(self, request: Request) -> None:
-        index = bisect_left(self.queue, request.queue_key, key=_key)
+        is_first = bool(self.queue) and self.queue[0] is request  # As when it is dispatched.
+        index = 0 if is_first else bisect_left(self.queue, request.queue_key, key=_key)
         assert self.queue[index] is request, f"not in the queue: {request!r}"
         del self.queue[index]
 

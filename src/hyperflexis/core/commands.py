@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from hyperflexis.core.instance import Role
 from hyperflexis.core.slo import Verdict
@@ -29,8 +29,7 @@ class Why(Enum):
     ENDED = "the last token is out"
 
 
-@dataclass(frozen=True, slots=True)
-class Reason:
+class Reason(NamedTuple):
     """Why, and the numbers it rests on, by name (units in the names)."""
 
     why: Why
@@ -41,8 +40,7 @@ class Reason:
         return f"{self.why.value} ({numbers})" if numbers else self.why.value
 
 
-@dataclass(frozen=True, slots=True)
-class Dispatch:
+class Dispatch(NamedTuple):
     request_id: int
     instance_id: int
     reason: Reason
@@ -50,16 +48,14 @@ class Dispatch:
     """How long its answer is believed to become; 0 where nothing is known."""
 
 
-@dataclass(frozen=True, slots=True)
-class Hold:
+class Hold(NamedTuple):
     """The request stays in the control plane's queue for now."""
 
     request_id: int
     reason: Reason
 
 
-@dataclass(frozen=True, slots=True)
-class Reject:
+class Reject(NamedTuple):
     """Refuse it; `retry_after_s` is when the work before it should be done, None where waiting would not help."""
 
     request_id: int
@@ -67,8 +63,7 @@ class Reject:
     retry_after_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Cancel:
+class Cancel(NamedTuple):
     """Stop computing it there."""
 
     request_id: int
@@ -76,8 +71,7 @@ class Cancel:
     reason: Reason
 
 
-@dataclass(frozen=True, slots=True)
-class Conclude:
+class Conclude(NamedTuple):
     """It has ended: tell whoever waits for it. The verdict is None where no token was emitted."""
 
     request_id: int
@@ -85,8 +79,7 @@ class Conclude:
     reason: Reason
 
 
-@dataclass(frozen=True, slots=True)
-class Launch:
+class Launch(NamedTuple):
     """Start an instance under this id."""
 
     instance_id: int

@@ -5,7 +5,8 @@ and orders that do not change while they advance together: with due = f + k Q, a
 order, and who needs a new KV block comes round every `block_tokens` steps. Joining and leaving cost a logarithm, a step
 next to nothing, and many steps at once no more than one.
 
-Knows nothing of waiting work, nor of who owns which block.
+Knows nothing of waiting work, nor of who owns which block; but for bodies without tensors, which name no block that an
+answer fills, it counts them.
 """
 
 from __future__ import annotations
@@ -28,12 +29,16 @@ class Decodes:
         self.steps = 0
         """Steps that this instance has taken. Sequences count their tokens by it."""
         self.context_tokens = 0
+        self.covered = 0
+        """The step before which everyone has blocks enough, where blocks are only counted."""
         self.sequences: dict[int, Sequence] = {}
         self._block_tokens = block_tokens
         self._by_pace: dict[float, list[tuple[float, int, Sequence]]] = {}
         """Pace → (due instant less what steps add to it, id, sequence), in order."""
         self._by_phase: list[dict[int, Sequence]] = [{} for _ in range(block_tokens)]
         """Step modulo `block_tokens` → who needs a new block in it."""
+        self._crossings = [0] * 2 * block_tokens
+        """How many these are, twice over, so that any stretch of steps is a slice."""
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -44,14 +49,18 @@ class Decodes:
         self.context_tokens += sequence.context_tokens
         sequence.joined = self.steps - sequence.emitted
         sequence.decodes = self
-        self._by_phase[self._phase(sequence)][sequence.id] = sequence
+        phase = self._phase(sequence)
+        self._by_phase[phase][sequence.id] = sequence
+        self._count_crossings(phase, 1)
         if sequence.pace_s is not None:
             insort(self._by_pace.setdefault(sequence.pace_s, []), self._entry(sequence))
 
     def leave(self, sequence: Sequence) -> None:
         """It has ended, or falls back behind the others."""
         del self.sequences[sequence.id]
-        del self._by_phase[self._phase(sequence)][sequence.id]
+        phase = self._phase(sequence)
+        del self._by_phase[phase][sequence.id]
+        self._count_crossings(phase, -1)
         if sequence.pace_s is not None:
             entries = self._by_pace[sequence.pace_s]
             del entries[bisect_left(entries, self._entry(sequence))]
@@ -64,6 +73,20 @@ class Decodes:
         """Everyone emits `steps` tokens."""
         self.steps += steps
         self.context_tokens += steps * len(self.sequences)
+        self.covered = max(self.covered, self.steps)
+
+    def cover(self, steps: int) -> int:
+        """See to it that everyone has blocks enough for the next so many steps; returns how many that takes."""
+        block_tokens = self._block_tokens
+        start = self.covered % block_tokens
+        rounds, rest = divmod(self.steps + steps - self.covered, block_tokens)
+        self.covered = self.steps + steps
+        return rounds * len(self.sequences) + sum(self._crossings[start : start + rest])
+
+    def blocks_covered(self, sequence: Sequence) -> int:
+        """All blocks that a sequence has by that, those of its prompt among them."""
+        tokens = sequence.prompt_tokens + self.covered - 1 - sequence.joined
+        return -(-tokens // self._block_tokens)
 
     def crossing(self, steps_ahead: int = 0) -> Collection[Sequence]:
         """Those whose tokens fill their blocks now, or `steps_ahead` steps from now: each then needs one more."""
@@ -91,6 +114,10 @@ class Decodes:
     def _is_lost(self, sequence: Sequence, slack_s: float, pace_s: float, step_s: float) -> bool:
         left = sequence.max_tokens - sequence.emitted
         return budget.is_decode_lost(slack_s, 0.0, pace_s, left, step_s)
+
+    def _count_crossings(self, phase: int, count: int) -> None:
+        self._crossings[phase] += count
+        self._crossings[phase + self._block_tokens] += count
 
     def _phase(self, sequence: Sequence) -> int:
         # Its blocks are full whenever all but the last of its tokens, which is not computed yet, fill whole blocks.

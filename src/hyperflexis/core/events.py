@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from hyperflexis.core.instance import Capacity
 from hyperflexis.core.latency import LatencyModel, StepShape
 from hyperflexis.core.slo import Slo
 
 
-@dataclass(frozen=True, slots=True)
-class RequestArrived:
+class RequestArrived(NamedTuple):
     request_id: int
     prompt_tokens: int
     max_tokens: int
@@ -23,16 +22,14 @@ class RequestArrived:
     """Reject it if its promises cannot be kept, instead of serving it late."""
 
 
-@dataclass(frozen=True, slots=True)
-class RequestCancelled:
+class RequestCancelled(NamedTuple):
     """Its client left, having seen so many tokens of the answer."""
 
     request_id: int
     emitted_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class RequestFinished:
+class RequestFinished(NamedTuple):
     """Its answer, so long, is complete; or its instance could not compute it."""
 
     instance_id: int
@@ -41,15 +38,13 @@ class RequestFinished:
     failed: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class InstanceReady:
+class InstanceReady(NamedTuple):
     instance_id: int
     capacity: Capacity
     latency: LatencyModel
 
 
-@dataclass(frozen=True, slots=True)
-class InstanceReported:
+class InstanceReported(NamedTuple):
     """Steps ended, the last of them just now. In each, everything that decodes there emitted one token.
 
     All but the last were of decodes alone and changed nothing else (`core.cadence` says how many such steps go
@@ -70,16 +65,14 @@ class InstanceReported:
     """A new model of itself, where the instance has fitted one."""
 
 
-@dataclass(frozen=True, slots=True)
-class InstanceLost:
+class InstanceLost(NamedTuple):
     """An instance is gone, or never came."""
 
     instance_id: int
     why: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Wakeup:
+class Wakeup(NamedTuple):
     """The instant that `next_wakeup` named has come. Also what a driver sends first, to begin."""
 
 

@@ -110,6 +110,8 @@ class Instance:
         """Prefill work of each, without fixed parts of steps."""
         self._paces_s: dict[float, int] = {}
         """How many requests here were promised each time per token."""
+        self._strictest_pace_s = math.inf
+        """The least of these."""
         self._bound_until_s: dict[float, float] = {}
         """For each of these, when the last of its requests should have ended."""
         self._outgrowing: list[tuple[int, int]] = []
@@ -173,7 +175,7 @@ class Instance:
 
     def strictest_pace_s(self) -> float:
         """Least promised time per token of what is here; infinite where none was promised."""
-        return min(self._paces_s, default=math.inf)
+        return self._strictest_pace_s
 
     def pace_shares(self, otherwise_s: float) -> dict[float, float]:
         """Of the requests here, by promised time per token; a looser one, or none, counts as `otherwise_s`."""
@@ -195,7 +197,7 @@ class Instance:
 
     def bound_until_s(self) -> float:
         """When the last request of the strictest pace here should have ended; the past where there is none."""
-        return self._bound_until_s[min(self._paces_s)] if self._paces_s else -math.inf
+        return self._bound_until_s.get(self._strictest_pace_s, -math.inf)
 
     def place(self, request: Request, planned_tokens: int, now: float) -> None:
         """Count a request from its dispatch on. `planned_tokens` are its prompt and the answer to be expected."""
@@ -207,6 +209,7 @@ class Instance:
         pace_s = request.slo.tpot_s
         if pace_s is not None:
             self._paces_s[pace_s] = self._paces_s.get(pace_s, 0) + 1
+            self._strictest_pace_s = min(self._strictest_pace_s, pace_s)
             step_s = self.latency.decode_step_s(self.requests, self.planned_tokens)
             end_s = now + (planned_tokens - request.context_tokens) * step_s
             self._bound_until_s[pace_s] = max(end_s, self._bound_until_s.get(pace_s, end_s))
@@ -256,6 +259,7 @@ class Instance:
             self._paces_s[pace_s] -= 1
             if not self._paces_s[pace_s]:
                 del self._paces_s[pace_s], self._bound_until_s[pace_s]
+                self._strictest_pace_s = min(self._paces_s, default=math.inf)
         if not self.waiting:
             self.progress_tokens = 0
         if self.is_empty:
@@ -269,9 +273,9 @@ class Instance:
 
     def observe_step(self, shape: StepShape, duration_s: float, now: float) -> None:
         """Learn from a step that ended; the next one is assumed to look like it."""
-        self.latency.observe(shape, duration_s)
+        expected_s = self.latency.expect_like(shape, duration_s)
         self.progress_tokens = self.progress_tokens + shape.prefill_tokens if self.waiting else 0
-        self.step_end_s = now + (0.0 if self.is_empty else self.latency.step_s(shape))
+        self.step_end_s = now + (0.0 if self.is_empty else expected_s)
         self._changed.add(self)
 
     def _queue(self, request: Request, cached_tokens: int) -> None:
@@ -321,6 +325,7 @@ class Instance:
         assert sum(request.planned_tokens for request in held) == self.planned_tokens, f"{self.name}: planned tokens"
         paces = [request.slo.tpot_s for request in held if request.slo.tpot_s is not None]
         assert sorted(paces) == sorted(pace for pace, count in self._paces_s.items() for _ in range(count))
+        assert self._strictest_pace_s == min(paces, default=math.inf)
         for request in held:
             assert request.instance_id == self.id, f"{self.name} holds a request of {request.instance_id}: {request!r}"
             assert (request.counter is self) == (request.id in self.decoding), repr(request)

@@ -70,9 +70,9 @@ class LatencyModel:
 
     def base_s(self, has_prefill: bool, has_decode: bool) -> float:
         """The fixed part of a step."""
-        prefill_s = self.prefill_base_s if has_prefill else 0.0
-        decode_s = self.decode_base_s if has_decode else 0.0
-        return max(prefill_s, decode_s)
+        if not has_prefill:
+            return self.decode_base_s if has_decode else 0.0
+        return max(self.prefill_base_s, self.decode_base_s) if has_decode else self.prefill_base_s
 
     def step_s(self, shape: StepShape) -> float:
         tokens, pairs, seqs, context = shape
@@ -140,12 +140,15 @@ class Correction:
     def factor(self, kind: str) -> float:
         return self._factor[kind]
 
-    def observe(self, kind: str, predicted_s: float, actual_s: float) -> None:
-        if predicted_s <= 0:
-            return
-        low, high = self.CLAMP
-        ratio = min(high, max(low, actual_s / predicted_s))
-        self._factor[kind] += self.WEIGHT * (ratio - self._factor[kind])
+    def observe(self, kind: str, predicted_s: float, actual_s: float) -> float:
+        """Returns the factor that this makes."""
+        factor = self._factor[kind]
+        if predicted_s > 0:
+            low, high = self.CLAMP
+            ratio = min(high, max(low, actual_s / predicted_s))
+            factor += self.WEIGHT * (ratio - factor)
+            self._factor[kind] = factor
+        return factor
 
 
 Sample = tuple[StepShape, float]
@@ -197,7 +200,7 @@ class OnlineLatency:
 
     def observe(self, shape: StepShape, actual_s: float) -> bool:
         """Learn from a step; returns whether the model is another one now."""
-        self.correction.observe(shape.kind, self.model.step_s(shape), actual_s)
+        self.expect_like(shape, actual_s)
         if self._history is None:
             return False
         self._history.add(shape, actual_s)
@@ -206,6 +209,11 @@ class OnlineLatency:
             return False
         self.adopt(fit(self._history.samples()))
         return True
+
+    def expect_like(self, shape: StepShape, actual_s: float) -> float:
+        """Learn from a step, but for the model itself; returns what another step like it should take."""
+        predicted_s = self.model.step_s(shape)
+        return predicted_s * self.correction.observe(shape.kind, predicted_s, actual_s)
 
     def adopt(self, model: LatencyModel) -> None:
         """Believe this model from now on, and nothing of what the old one had to be corrected by."""

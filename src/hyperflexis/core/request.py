@@ -14,7 +14,13 @@ from typing import Protocol
 from hyperflexis.core.slo import Slo, Timeline, Verdict
 
 
-class RequestState(Enum):
+class _Member(Enum):
+    """Of which there is only one of each: hashed by identity, as the table is looked up at every step of a life."""
+
+    __hash__ = object.__hash__
+
+
+class RequestState(_Member):
     QUEUED = "queued"
     """In the control plane's own queue; no instance knows of it."""
     WAITING = "waiting"
@@ -26,7 +32,7 @@ class RequestState(Enum):
     REJECTED = "rejected"
 
 
-class RequestStep(Enum):
+class RequestStep(_Member):
     """What can happen to a request."""
 
     DISPATCH = "dispatch"
@@ -105,8 +111,9 @@ class Request:
     """The instant by which the first token (or, failing that, the last) was promised; infinite where none was."""
 
     def __post_init__(self) -> None:
-        promised = [target for target in (self.slo.ttft_s, self.slo.e2e_s) if target is not None]
-        self.first_deadline_s = self.arrived_s + min(promised, default=math.inf)
+        ttft_s, e2e_s = self.slo.ttft_s, self.slo.e2e_s
+        within_s = min(math.inf if ttft_s is None else ttft_s, math.inf if e2e_s is None else e2e_s)
+        self.first_deadline_s = self.arrived_s + within_s
 
     @property
     def emitted_tokens(self) -> int:

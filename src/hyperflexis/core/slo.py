@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +44,7 @@ class ServiceClass:
     """Whether its clients rather hear no at once than yes too late."""
 
 
-@dataclass(frozen=True, slots=True)
-class Timeline:
+class Timeline(NamedTuple):
     """The instants of one finished request, seconds on the core's clock, and what had been predicted of it."""
 
     arrived_s: float
@@ -71,8 +71,7 @@ class Timeline:
         return self.last_token_s - self.arrived_s
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What a client is told about its request: promised, predicted, actual, and where the time went."""
 
     service_class: str

@@ -185,7 +185,8 @@ class Sequence:
     @property
     def context_tokens(self) -> int:
         """Prompt and answer so far."""
-        return self.prompt_tokens + self.emitted
+        emitted = self._emitted if self.decodes is None else self.decodes.steps - self.joined
+        return self.prompt_tokens + emitted
 
     @property
     def computed(self) -> int:
@@ -195,7 +196,7 @@ class Sequence:
     @property
     def left(self) -> int:
         """Tokens that still have to be computed before the next one can be sampled."""
-        return self.context_tokens - self.computed
+        return self.prompt_tokens + self._emitted - self._computed if self.decodes is None else 1
 
     def due_s(self) -> float:
         """The instant at which the next token is due; infinite where no pace was promised."""
@@ -270,11 +271,11 @@ class StepPlan:
     def shape(self) -> StepShape:
         """What the (first) step computes."""
         if not self.prefills:
-            return StepShape(0, 0, len(self._running), self._running.context_tokens)
+            return StepShape(0, 0, len(self._running.sequences), self._running.context_tokens)
         return StepShape(
             prefill_tokens=sum([chunk.tokens for chunk in self.prefills]),
             prefill_pairs=sum([chunk_pairs(chunk.tokens, chunk.start) for chunk in self.prefills]),
-            decode_seqs=len(self._running),
+            decode_seqs=len(self._running.sequences),
             context_tokens=self._running.context_tokens,
         )
 
@@ -291,7 +292,19 @@ class StepScheduler:
     The caller alternates `plan` and `commit`; `add`, `cancel` and `end` may come between two steps, never within one.
     """
 
-    def __init__(self, pool: BlockPool, seqs_max: int, latency: OnlineLatency, rules: StepRules | None = None) -> None:
+    def __init__(
+        self,
+        pool: BlockPool,
+        seqs_max: int,
+        latency: OnlineLatency,
+        rules: StepRules | None = None,
+        *,
+        names_blocks: bool = True,
+    ) -> None:
+        """With `names_blocks` off, blocks that answers fill are only counted, for a body that has no tensors in them.
+
+        What is chosen is the same.
+        """
         if seqs_max < 1:
             raise ValueError(f"an instance needs room for at least one sequence, not {seqs_max}")
         self.pool = pool
@@ -299,6 +312,7 @@ class StepScheduler:
         self.latency = latency
         self.rules = rules or StepRules()
         self.decodes = Decodes(pool.block_tokens)
+        self._names_blocks = names_blocks
         self._sequences: dict[int, Sequence] = {}
         self._waiting: list[Sequence] = []
         """In order of deadlines, or of arrivals where the rules say so."""
@@ -317,7 +331,7 @@ class StepScheduler:
 
     @property
     def running_seqs(self) -> int:
-        return len(self.decodes)
+        return len(self.decodes.sequences)
 
     @property
     def waiting_tokens(self) -> int:
@@ -381,10 +395,10 @@ class StepScheduler:
         plan = StepPlan(self.decodes)
         if self.decodes.sequences:
             self._make_room_for_decodes(plan)
-            for sequence in self.decodes.crossing():
-                self._grow(sequence, sequence.context_tokens)
+            self._cover_decodes(1)
         if self._waiting:
-            self._fill(plan, now)
+            if len(self._waiting) > 1 or not self._fill_with_all(self._waiting[0], plan, now):
+                self._fill(plan, now)
         elif steps_max > 1 and self.decodes.sequences:
             plan.steps = self._steps_alike(steps_max)
         return plan
@@ -396,8 +410,7 @@ class StepScheduler:
         tokens stands for one token, whatever it is, for every such chunk; the caller says what has ended.
         """
         if steps > 1:
-            for sequence in self.decodes.sequences.values():
-                self._grow(sequence, sequence.context_tokens + steps - 1)
+            self._cover_decodes(steps)
         decoded = list(self.decodes.sequences.values()) if sampled is not None else []
         self.decodes.advance(steps)
         if sampled is not None:
@@ -421,18 +434,44 @@ class StepScheduler:
     # -- decodes
 
     def _make_room_for_decodes(self, plan: StepPlan) -> None:
+        if len(self.decodes.sequences) <= self.pool.blocks_free:  # Nobody needs more than one.
+            return
         while self.decodes.sequences:
-            crossing = self.decodes.crossing()
-            needed = sum([1 for sequence in crossing if self._missing_blocks(sequence, sequence.context_tokens) > 0])
-            if needed <= self.pool.blocks_free:
+            if self._blocks_due() <= self.pool.blocks_free:
                 return
             self._preempt(self._least_important(), plan)
+
+    def _blocks_due(self) -> int:
+        """How many blocks the decodes lack for their next tokens."""
+        crossing = self.decodes.crossing()
+        if not self._names_blocks:
+            return len(crossing)
+        return sum([1 for sequence in crossing if self._missing_blocks(sequence, sequence.context_tokens) > 0])
+
+    def _cover_decodes(self, steps: int) -> None:
+        """Give every decode the blocks of its next `steps` tokens."""
+        if not self._names_blocks:
+            self.pool.lend(self.decodes.cover(steps))
+            return
+        growing = self.decodes.crossing() if steps == 1 else self.decodes.sequences.values()
+        for sequence in growing:
+            self._grow(sequence, sequence.context_tokens + steps - 1)
+
+    def _stop_decoding(self, sequence: Sequence) -> None:
+        """It leaves the decodes; blocks of its that have names stay with it."""
+        if not self._names_blocks:
+            self.pool.take_back(self._lent(sequence))
+        self.decodes.leave(sequence)
+
+    def _lent(self, sequence: Sequence) -> int:
+        """Blocks of a decode that are only counted."""
+        return self.decodes.blocks_covered(sequence) - len(sequence.blocks)
 
     def _steps_alike(self, steps_max: int) -> int:
         """How many steps of the decodes alone the free blocks allow; this one has its blocks already."""
         block_tokens = self.pool.block_tokens
         free = self.pool.blocks_free
-        if free >= len(self.decodes) * -(-steps_max // block_tokens):  # Nobody could need more.
+        if free >= len(self.decodes.sequences) * -(-steps_max // block_tokens):  # Nobody could need more.
             return steps_max
         steps_max = min(steps_max, block_tokens)
         for ahead in range(1, steps_max):
@@ -456,7 +495,7 @@ class StepScheduler:
 
     def _preempt(self, sequence: Sequence, plan: StepPlan) -> None:
         if sequence.decodes is not None:
-            self.decodes.leave(sequence)
+            self._stop_decoding(sequence)
             self._wait(sequence)
         self._let_go(sequence)
         plan.preempted.append(sequence.id)
@@ -499,7 +538,7 @@ class StepScheduler:
     def _drop(self, sequence: Sequence) -> None:
         del self._sequences[sequence.id]
         if sequence.decodes is not None:
-            self.decodes.leave(sequence)
+            self._stop_decoding(sequence)
         else:
             self._unwait(sequence)
         self.pool.release(sequence.blocks)
@@ -507,12 +546,34 @@ class StepScheduler:
 
     # -- prefills
 
+    def _fill_with_all(self, sequence: Sequence, plan: StepPlan, now: float) -> bool:
+        """Schedule all that is left of the only sequence that waits; False, with nothing done, if that does not fit.
+
+        No order is asked for: it goes first in any, and none will find it waiting any more.
+        """
+        rules, computed, left = self.rules, sequence.computed, sequence.left
+        may_share = sequence.hashes and not sequence.blocks
+        lacks_place = len(self.decodes.sequences) >= self.seqs_max and not sequence.blocks
+        if may_share or lacks_place or not 0 < left <= rules.prefill_tokens_max:
+            return False
+        room_s = self._room_s(now) if rules.sizing == "slack" else math.inf
+        if room_s < math.inf and left > max(rules.floor, self.latency.model.chunk_tokens(room_s, computed)):
+            return False
+        if self._missing_blocks(sequence, computed + left) > self.pool.blocks_free:
+            return False
+        self._grow(sequence, computed + left)
+        self._partial[sequence.id] = sequence
+        self._schedule(sequence, left, plan)
+        if rules.order in WALKED and self._is_order_due(now):
+            self._note_order(now)
+        return True
+
     def _fill(self, plan: StepPlan, now: float) -> None:
         model, rules = self.latency.model, self.rules
         room_s = self._room_s(now) if rules.sizing == "slack" else math.inf
         tokens_left = rules.prefill_tokens_max
         behind = dict(self._partial)
-        held = len(self.decodes) + len(behind)
+        held = len(self.decodes.sequences) + len(behind)
         waits_with_others = len(self._waiting) > 1
         floor = rules.floor
         for sequence, most in self._walk(now):
@@ -530,7 +591,8 @@ class StepScheduler:
             room_s -= model.chunk_s(tokens, sequence.computed)
             tokens_left -= tokens
             self._schedule(sequence, tokens, plan)
-            if rules.sizing == "slack" and tokens == sequence.left and sequence.first_token_s is None:
+            is_answer_next = tokens == sequence.left and sequence.first_token_s is None
+            if waits_with_others and rules.sizing == "slack" and is_answer_next:
                 room_s = min(room_s, self._room_before_s(sequence, plan, now))
             if most > rules.floor and waits_with_others:  # Nobody waits for a trickle: that would be as slow as it is.
                 plan.computing.update(sequence.hashes[sequence.published :])
@@ -542,7 +604,7 @@ class StepScheduler:
     def _room_s(self, now: float) -> float:
         """Seconds of prefill that the decodes of this step can bear; infinite if none of them has a promise to lose."""
         model, decodes = self.latency.model, self.decodes
-        seqs, context = len(decodes), decodes.context_tokens
+        seqs, context = len(decodes.sequences), decodes.context_tokens
         slack_s = decodes.slack_s(now, self.latency.decode_step_s(seqs, context))
         if slack_s == math.inf:
             return math.inf
@@ -577,10 +639,9 @@ class StepScheduler:
 
     def _reorder(self, now: float) -> None:
         """Say what goes first: of all that waits now and then, else of what went first before and what has joined."""
-        # What was not admitted stays so.
-        is_full = now > self._reconsidered_s + RECONSIDER_S and self.rules.order != "admission"
-        if not is_full and not self._joined and now <= self._ordered_s + REORDER_S:
+        if not self._is_order_due(now):
             return
+        is_full = self._reconsiders(now)
         given_up: list[Sequence] = [] if is_full else self._behind
         waiting = self._waiting if is_full else sorted([*self._first, *self._joined], key=_key)
         start_s = now + self.latency.model.prefill_base_s
@@ -589,9 +650,19 @@ class StepScheduler:
             behind = sorted([*given_up, *behind], key=order.back_key)
         self._behind = behind or given_up
         self._joined = []
-        self._ordered_s = now
-        if is_full:
+        self._note_order(now)
+
+    def _is_order_due(self, now: float) -> bool:
+        return bool(self._joined) or now > self._ordered_s + REORDER_S or self._reconsiders(now)
+
+    def _reconsiders(self, now: float) -> bool:
+        """Whether all that waits is to be ordered anew. What was not admitted stays so."""
+        return now > self._reconsidered_s + RECONSIDER_S and self.rules.order != "admission"
+
+    def _note_order(self, now: float) -> None:
+        if self._reconsiders(now):
             self._reconsidered_s = now
+        self._ordered_s = now
 
     def _work_s(self, sequence: Sequence) -> float:
         return self.latency.model.chunk_s(sequence.left, sequence.computed)
@@ -604,14 +675,16 @@ class StepScheduler:
             return factor("mixed" if decodes.sequences else "prefill")
         model, rules = self.latency.model, self.rules
         bounds = (rules.floor, rules.prefill_tokens_max)
-        seqs, context = len(decodes), decodes.context_tokens
+        seqs, context = len(decodes.sequences), decodes.context_tokens
         chunk = budget.chunk_between_decodes(model, pace_s, seqs, context, bounds)
         return budget.prefill_inflation(model, chunk, seqs, context) * factor("mixed")
 
     def _starved(self, behind: list[Sequence], now: float) -> Sequence | None:
         """The one that has been late for longest, if that is longer than anyone has to bear."""
-        latest = min(behind, key=lambda sequence: (sequence.deadline_s, sequence.id), default=None)
-        return latest if latest is not None and now > latest.deadline_s + self.rules.starvation_s else None
+        if not behind:
+            return None
+        latest = min(behind, key=lambda sequence: (sequence.deadline_s, sequence.id))
+        return latest if now > latest.deadline_s + self.rules.starvation_s else None
 
     def _begin(self, sequence: Sequence, plan: StepPlan) -> bool:
         """Attach what the prefix cache holds; False if a neighbour is computing the next block in this step.
@@ -750,11 +823,15 @@ class StepScheduler:
             ordered = [sequence.id for part in (self._first, self._joined, self._behind) for sequence in part]
             assert sorted(ordered) == sorted(waiting), f"an order of others: {ordered}, {self!r}"
         holders: dict[int, int] = {}
+        lent = 0
         for sequence in self._sequences.values():
-            assert len(sequence.blocks) >= self.pool.blocks_for(sequence.computed), f"KV without a block: {sequence!r}"
+            counted = 0 if self._names_blocks or sequence.decodes is None else self._lent(sequence)
+            blocks = len(sequence.blocks) + counted
+            assert blocks >= self.pool.blocks_for(sequence.computed), f"KV without a block: {sequence!r}"
             for block in sequence.blocks:
                 holders[block] = holders.get(block, 0) + 1
-        self.pool.check_holders(holders)
+            lent += counted
+        self.pool.check_holders(holders, lent)
 
     def __repr__(self) -> str:
         running = sorted(self.decodes.sequences)

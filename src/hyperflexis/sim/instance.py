@@ -5,7 +5,8 @@ them take k t + delta B k (k - 1) / 2, where t is the first one's time, as each 
 decode coefficients are rounded to the clock's ticks, so this is exactly, to the last bit, what stepping one by one
 gives. A message that comes meanwhile cuts the run at the end of the step that it falls into.
 
-Knows the true length of each answer and tells the scheduler only when it has ended.
+Which KV blocks an answer fills is nobody's concern where there is no tensor: the scheduler only counts them. Knows the
+true length of each answer and tells the scheduler only when it has ended.
 """
 
 from __future__ import annotations
@@ -49,12 +50,14 @@ class SimInstance:
         With `runs_through` off every step is an event of its own: slower, and the same.
         """
         pool = BlockPool(capacity.blocks, capacity.block_tokens)
+        latency = OnlineLatency(in_ticks(believed))
         self.id = instance_id
-        self.scheduler = StepScheduler(pool, capacity.seqs_max, OnlineLatency(in_ticks(believed)), rules)
+        self.scheduler = StepScheduler(pool, capacity.seqs_max, latency, rules, names_blocks=False)
         self.is_lost = False
         self._kernel = kernel
         self._feed = feed
         self._truth = in_ticks(truth)
+        self._knows_truth = latency.model == self._truth
         self._noise = noise
         self._random = np.random.default_rng((seed, instance_id))
         self._steps_max = STEPS_MAX if runs_through and not noise else 1
@@ -68,6 +71,10 @@ class SimInstance:
         self._begun = 0
         self._has_changed = False
         self._plan: StepPlan | None = None
+        self._shape = StepShape()
+        """Of the plan's first step."""
+        self._pace = (0.0, 0.0)
+        """Of a run: the time of its first step, and how much longer each following one takes."""
         self._began_s = 0.0
         self._run = 0
         self._is_awake = False
@@ -89,7 +96,7 @@ class SimInstance:
         self.is_lost = True
         elapsed = 0
         if self._plan is not None and self._plan.steps > 1:
-            elapsed = _steps_within(self._kernel.now - self._began_s, *self._pace(self._plan))
+            elapsed = _steps_within(self._kernel.now - self._began_s, *self._pace)
             elapsed = min(elapsed, self._plan.steps - 1)
         return {
             each.id: (each.emitted + (elapsed if each.decodes is not None else 0), each.first_token_s)
@@ -105,7 +112,7 @@ class SimInstance:
 
     def _cut(self, plan: StepPlan) -> None:
         """End a run with the step that is running now."""
-        first_s, growth_s = self._pace(plan)
+        first_s, growth_s = self._pace
         elapsed_s = self._kernel.now - self._began_s
         steps = _steps_within(elapsed_s, first_s, growth_s)
         if _run_s(steps, first_s, growth_s) < elapsed_s:
@@ -131,8 +138,9 @@ class SimInstance:
             self._is_awake = False
             return
         self._plan = plan
+        self._shape = plan.shape
         self._began_s = now
-        self._schedule_end(now + self._duration_s(plan))
+        self._schedule_end(now + self._duration_s(plan.steps))
 
     def _steps_alike(self) -> int:
         """How many steps may be run through before there is something to say."""
@@ -151,20 +159,15 @@ class SimInstance:
             return False
         return sequence.joined + self._answers[request_id] == step
 
-    def _duration_s(self, plan: StepPlan) -> float:
-        if plan.steps > 1:
-            return _run_s(plan.steps, *self._pace(plan))
-        duration_s = self._truth.step_s(plan.shape)
+    def _duration_s(self, steps: int) -> float:
+        if steps > 1:
+            _, _, seqs, context = self._shape
+            self._pace = self._truth.decode_step_s(seqs, context), self._truth.context_token_s * seqs
+            return _run_s(steps, *self._pace)
+        duration_s = self._truth.step_s(self._shape)
         if self._noise:
             duration_s *= max(0.1, 1.0 + self._noise * float(self._random.standard_normal()))
         return to_ticks_s(duration_s)
-
-    def _pace(self, plan: StepPlan) -> tuple[float, float]:
-        """The time of the first step of decodes alone, and how much longer each following one takes."""
-        seqs = len(self.scheduler.decodes)
-        return self._truth.decode_step_s(
-            seqs, self.scheduler.decodes.context_tokens
-        ), self._truth.context_token_s * seqs
 
     def _schedule_end(self, instant_s: float) -> None:
         self._run += 1
@@ -177,9 +180,7 @@ class SimInstance:
         assert plan is not None
         self._plan = None
         now, scheduler = self._kernel.now, self.scheduler
-        first = plan.shape
-        shape = first._replace(context_tokens=first.context_tokens + (plan.steps - 1) * first.decode_seqs)
-        duration_s = self._last_step_s(plan, now)
+        shape, duration_s = self._last_step(plan.steps, now)
         scheduler.commit(plan, None, now, plan.steps)
         for sequence in plan.began:
             self._begun += 1
@@ -198,22 +199,20 @@ class SimInstance:
             self._feed(RequestFinished(self.id, sequence_id, tokens))
         self._begin()
 
-    def _last_step_s(self, plan: StepPlan, now: float) -> float:
-        """How long the last step of a plan took, having learnt from all of them."""
-        if plan.is_empty:
-            return 0.0
-        latency = self.scheduler.latency
-        if plan.steps == 1:
+    def _last_step(self, steps: int, now: float) -> tuple[StepShape, float]:
+        """What the last step of a plan computed and how long it took, having learnt from all of them."""
+        latency, shape = self.scheduler.latency, self._shape
+        if steps == 1:
             duration_s = now - self._began_s
-            latency.observe(plan.shape, duration_s)
-            return duration_s
-        first_s, growth_s = self._pace(plan)
-        last = plan.steps - 1
-        if latency.model != self._truth:
-            seqs, context = plan.shape.decode_seqs, plan.shape.context_tokens
-            for step in range(plan.steps):
+            latency.observe(shape, duration_s)
+            return shape, duration_s
+        first_s, growth_s = self._pace
+        _, _, seqs, context = shape
+        if not self._knows_truth:
+            for step in range(steps):
                 latency.observe(StepShape(0, 0, seqs, context + step * seqs), first_s + step * growth_s)
-        return first_s + last * growth_s
+        last = steps - 1
+        return StepShape(0, 0, seqs, context + last * seqs), first_s + last * growth_s
 
     def _ended(self) -> list[tuple[int, int]]:
         """Requests whose answers are complete, and how long these are."""
