@@ -42,8 +42,16 @@ FIFTH = 0.2
 CRITERIA = [criterion.name for criterion in search.CRITERIA]
 QUICK_S = 150.0
 SECTIONS = ("capacity", "parts", "disturbed", "fifth", "loads")
-PARTS = (*(f"{OURS}/{inside}" for inside in INSIDE), f"{PLAIN}:engine=ours", "least_tokens:engine=ours")
-"""Ours with one rule inside replaced, and plain choices of an instance with our rules inside."""
+PUBLISHED = ("polyserve", "proserve", "slos_serve", "hfx_faithful")
+"""As their papers have them, as far as these tell: the untuned ones."""
+PARTS = (
+    f"{OURS}:separation=0",
+    *(f"{OURS}/{inside}" for inside in INSIDE),
+    f"{PLAIN}:engine=ours",
+    "least_tokens:engine=ours",
+    *PUBLISHED,
+)
+"""Ours with one rule replaced, plain choices of an instance with our rules inside, and rivals without our tuning."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -243,7 +243,9 @@ def part(text: str) -> str:
     name, _, tuning = text.partition(":")
     if tuning == "engine=ours":
         return f"{name.replace('_', ' ')}, our rules inside"
-    return "ours" if name == OURS else f"{shown(text)}, stock engines"
+    if name == OURS:
+        return "ours, all work shared evenly" if tuning == "separation=0" else "ours"
+    return f"{shown(text)}, stock engines" if tuning else f"{name}, as published"
 
 
 def shown(text: str) -> str:
