@@ -42,8 +42,9 @@ WIRING = {"", "__main__", "cli"}
 """Parts that put the others together. Nobody imports them, but for `from hyperflexis import __version__`."""
 
 ONLY_IN: dict[str, set[str]] = {
-    "torch": {"engine", "transfer", "adapters.native"},
-    "safetensors": {"engine", "transfer", "adapters.native"},
+    "torch": {"engine", "transfer.cuda_ipc", "adapters.native"},
+    "safetensors": {"engine", "adapters.native"},
+    "nixl": {"transfer.nixl"},
     "vllm": {"adapters.vllm"},
     "ray": {"runtime.launchers.ray"},
     "aiohttp": {"gateway", "bench", "dashboard", "adapters.vllm", "cli"},
@@ -186,7 +187,7 @@ def test_every_part_has_a_row() -> None:
     assert parts - WIRING <= set(MAY_IMPORT)
 
 
-PROBES = ["", ".core", ".policies", ".wire.messages", ".sim", ".gateway", ".cli.main"]
+PROBES = ["", ".core", ".policies", ".wire.messages", ".sim", ".gateway", ".transfer.receiver", ".cli.main"]
 
 
 @pytest.mark.parametrize("name", [PACKAGE + probe for probe in PROBES])
@@ -194,7 +195,7 @@ def test_import_loads_no_engine(name: str) -> None:
     """Processes that compute nothing must not pay for, or depend on, what computes."""
     if not _exists(name):
         pytest.skip(f"{name} does not exist")
-    heavy = ("torch", "transformers", "ray", "vllm")
+    heavy = ("torch", "transformers", "ray", "vllm", "nixl")
     code = f"import sys, {name}; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
@@ -242,6 +243,10 @@ PLANTED = {
     "dashboard imports core": ("dashboard/a.py", "from hyperflexis.core import slo"),
     "anything imports cli": ("runtime/driver.py", "from hyperflexis.cli import deployment"),
     "torch in the gateway": ("gateway/a.py", "import torch.nn"),
+    "torch in a medium that needs none": ("transfer/tcp.py", "import torch"),
+    "transfer imports core": ("transfer/a.py", "from hyperflexis.core import slo"),
+    "transfer imports gateway": ("transfer/a.py", "from hyperflexis.gateway import backend"),
+    "nixl in two files": ("transfer/shm.py", "import nixl"),
     "torch in the runtime": ("runtime/driver.py", "from torch import Tensor"),
     "ray in two files": ("runtime/driver.py", "import ray"),
     "vllm in two files": ("runtime/driver.py", "import vllm"),
@@ -261,7 +266,8 @@ CLEAN = {
     "policies/hyperflexis.py": "from hyperflexis.core import control",
     "wire/messages.py": "import msgspec",
     "engine/model.py": "import time, torch\nfrom hyperflexis.wire.messages import Sampling",
-    "transfer/channel.py": "import torch",
+    "transfer/cuda_ipc.py": "import torch",
+    "transfer/nixl.py": "import nixl",
     "adapters/contract.py": "from hyperflexis.wire import messages",
     "adapters/native/__init__.py": "from .process import main",
     "adapters/native/process.py": "import torch\nfrom hyperflexis.engine import model\nfrom ..contract import Adapter",
