@@ -25,6 +25,7 @@ from hyperflexis.core import budget, order
 from hyperflexis.core.blocks import BlockPool
 from hyperflexis.core.decodes import Decodes
 from hyperflexis.core.latency import OnlineLatency, StepShape, chunk_pairs
+from hyperflexis.core.moving import Held, Moves, Suspended
 from hyperflexis.core.prefix import extend_hashes
 from hyperflexis.core.slo import Slo
 
@@ -125,6 +126,7 @@ class Sequence:
         "reuses_prefix",
         "slo",
         "stop_ids",
+        "tenure",
         "tokens",
     )
 
@@ -160,6 +162,8 @@ class Sequence:
         self.hashes = [] if hashes is None else hashes
         self.blocks: list[int] = []
         self.published = 0
+        self.tenure = 0
+        """How often it has lost its blocks."""
         self.has_started = False
         self.is_admitted = False
         """Whether an order that admits has promised it a place."""
@@ -289,7 +293,7 @@ class Finished(NamedTuple):
 class StepScheduler:
     """All sequences of one instance, their blocks, and the choice of each step.
 
-    The caller alternates `plan` and `commit`; `add`, `cancel` and `end` may come between two steps, never within one.
+    The caller alternates `plan` and `commit`; everything else may come between two steps, never within one.
     """
 
     def __init__(
@@ -324,6 +328,7 @@ class StepScheduler:
         self._joined: list[Sequence] = []
         """The others."""
         self._ordered_s = self._reconsidered_s = -math.inf
+        self.moves = Moves()
 
     @property
     def waiting_seqs(self) -> int:
@@ -338,7 +343,7 @@ class StepScheduler:
         return sum(sequence.left for sequence in self._waiting)
 
     def sequences(self) -> Collection[Sequence]:
-        """Everything that is here, waiting and decoding."""
+        """Everything that is here: waiting, decoding and suspended."""
         return self._sequences.values()
 
     def is_idle(self) -> bool:
@@ -351,12 +356,12 @@ class StepScheduler:
             ValueError: it could not be held even by an empty pool.
         """
         assert sequence.id not in self._sequences, f"sequence {sequence.id} is here already"
+        assert sequence.id not in self.moves.expected, f"sequence {sequence.id} is expected and must be adopted"
         needed = self.pool.blocks_for(sequence.prompt_tokens + sequence.max_tokens)
         if needed > self.pool.blocks:
             raise ValueError(f"the request needs {needed} KV blocks and the instance has {self.pool.blocks}")
         self._sequences[sequence.id] = sequence
-        if sequence.reuses_prefix and sequence.tokens:
-            extend_hashes(sequence.hashes, sequence.tokens, self.pool.block_tokens)
+        self._name_content(sequence)
         self._wait(sequence)
 
     def cancel(self, sequence_id: int) -> bool:
@@ -430,6 +435,96 @@ class StepScheduler:
     def observe(self, shape: StepShape, duration_s: float) -> bool:
         """Learn how long a step really took; returns whether the latency model is another one now."""
         return self.latency.observe(shape, duration_s)
+
+    # -- moves (see `moving`)
+
+    def held(self, sequence_id: int, since: int = 0) -> Held | None:
+        """What a sequence has in its blocks from index `since` on; None if it is not here (any more).
+
+        Blocks that are only counted have no names to tell until the sequence is suspended.
+        """
+        sequence = self._sequences.get(sequence_id)
+        return None if sequence is None else self._held(sequence, since)
+
+    def _held(self, sequence: Sequence, since: int) -> Held:
+        computed = sequence.computed
+        return Held(since, sequence.blocks[since : self.pool.blocks_for(computed)], computed, sequence.tenure)
+
+    def suspend(self, sequence_id: int) -> Held:
+        """Let a sequence take part in no step, and keep its blocks, until it is resumed or cancelled."""
+        sequence = self._sequences[sequence_id]
+        assert sequence_id not in self.moves.suspended, f"sequence {sequence_id} is suspended already"
+        was_decoding = sequence.decodes is not None
+        if was_decoding:
+            counted = 0 if self._names_blocks else self._lent(sequence)
+            self._stop_decoding(sequence)
+            sequence.blocks += self.pool.take(counted)
+        else:
+            self._unwait(sequence)
+        self.moves.suspended[sequence_id] = Suspended(sequence, was_decoding)
+        return self._held(sequence, 0)
+
+    def resume(self, sequence_id: int) -> None:
+        """Let a suspended sequence go on where it stood."""
+        sequence, was_decoding = self.moves.suspended.pop(sequence_id)
+        self._place(sequence, is_decoding=was_decoding)
+
+    def expect(self, sequence_id: int, tokens: int, tokens_max: int) -> list[int] | None:
+        """Set a seat and blocks for so many tokens aside for a sequence that will arrive; None if they cannot be had.
+
+        Nobody loses a block by it, and nobody gets these. Asked again with more tokens it adds blocks, or refuses and
+        leaves what there is. `tokens_max` is what the sequence may grow to: it must fit an empty pool.
+        """
+        assert sequence_id not in self._sequences, f"sequence {sequence_id} is here already"
+        pool, expected = self.pool, self.moves.expected
+        blocks = expected.get(sequence_id, [])
+        missing = max(0, pool.blocks_for(tokens) - len(blocks))
+        lacks_seat = sequence_id not in expected and self._seats_taken() >= self.seqs_max
+        if lacks_seat or missing > pool.blocks_free or pool.blocks_for(max(tokens, tokens_max)) > pool.blocks:
+            return None
+        expected[sequence_id] = blocks + pool.take(missing)
+        return list(expected[sequence_id])
+
+    def release(self, sequence_id: int) -> bool:
+        """Expect a sequence no longer; False if nobody did (any more)."""
+        blocks = self.moves.expected.pop(sequence_id, None)
+        if blocks is None:
+            return False
+        self.pool.release(blocks)
+        return True
+
+    def adopt(self, sequence: Sequence, computed: int, now: float) -> None:
+        """Take an expected sequence whose first `computed` tokens are in its blocks by now; give back what is over.
+
+        With all but its last token computed, and that one emitted, it decodes from the next step on.
+        """
+        assert sequence.id not in self._sequences, f"sequence {sequence.id} is here already"
+        blocks, needed = self.moves.expected.pop(sequence.id), self.pool.blocks_for(computed)
+        assert computed < sequence.context_tokens, f"nothing is left to compute: {sequence!r}"
+        assert needed <= len(blocks), f"{computed} tokens in {len(blocks)} blocks: {sequence!r}"
+        self.pool.release(blocks[needed:])
+        self._sequences[sequence.id] = sequence
+        sequence.blocks = blocks[:needed]
+        sequence.rewind(computed)
+        sequence.has_started = bool(sequence.blocks)
+        self._name_content(sequence)
+        self._publish(sequence)
+        is_decoding = sequence.emitted > 0 and sequence.left == 1
+        if is_decoding:
+            self._start_pace(sequence, now)
+        self._place(sequence, is_decoding=is_decoding)
+
+    def _place(self, sequence: Sequence, *, is_decoding: bool) -> None:
+        """Let a sequence that has what it has go on."""
+        if is_decoding:
+            self.decodes.join(sequence)
+            return
+        self._wait(sequence)
+        if sequence.blocks:
+            self._partial[sequence.id] = sequence
+
+    def _seats_taken(self) -> int:
+        return len(self.decodes.sequences) + len(self._partial) + self.moves.seats
 
     # -- decodes
 
@@ -506,6 +601,7 @@ class StepScheduler:
         sequence.blocks = []
         sequence.rewind(0)
         sequence.published = 0
+        sequence.tenure += 1
         sequence.has_started = False
         self._partial.pop(sequence.id, None)
 
@@ -514,9 +610,14 @@ class StepScheduler:
         self._unwait(sequence)
         sequence.count(sequence.emitted + 1)
         if sequence.first_token_s is None:
-            sequence.first_token_s = now
-            self._set_pace(sequence)
+            self._start_pace(sequence, now)
         self.decodes.join(sequence)
+
+    def _start_pace(self, sequence: Sequence, now: float) -> None:
+        """Anchor its pace at its first token, which is this one unless it had one before."""
+        if sequence.first_token_s is None:
+            sequence.first_token_s = now
+        self._set_pace(sequence)
 
     def _set_pace(self, sequence: Sequence) -> None:
         first_s = sequence.first_token_s
@@ -539,7 +640,7 @@ class StepScheduler:
         del self._sequences[sequence.id]
         if sequence.decodes is not None:
             self._stop_decoding(sequence)
-        else:
+        elif self.moves.suspended.pop(sequence.id, None) is None:
             self._unwait(sequence)
         self.pool.release(sequence.blocks)
         sequence.blocks = []
@@ -553,7 +654,7 @@ class StepScheduler:
         """
         rules, computed, left = self.rules, sequence.computed, sequence.left
         may_share = sequence.hashes and not sequence.blocks
-        lacks_place = len(self.decodes.sequences) >= self.seqs_max and not sequence.blocks
+        lacks_place = len(self.decodes.sequences) + self.moves.seats >= self.seqs_max and not sequence.blocks
         if may_share or lacks_place or not 0 < left <= rules.prefill_tokens_max:
             return False
         room_s = self._room_s(now) if rules.sizing == "slack" else math.inf
@@ -573,7 +674,7 @@ class StepScheduler:
         room_s = self._room_s(now) if rules.sizing == "slack" else math.inf
         tokens_left = rules.prefill_tokens_max
         behind = dict(self._partial)
-        held = len(self.decodes.sequences) + len(behind)
+        held = self._seats_taken()
         waits_with_others = len(self._waiting) > 1
         floor = rules.floor
         for sequence, most in self._walk(now):
@@ -759,14 +860,17 @@ class StepScheduler:
         if missing > 0:
             blocks += pool.take(missing)
 
+    def _name_content(self, sequence: Sequence) -> None:
+        if sequence.reuses_prefix and sequence.tokens:
+            extend_hashes(sequence.hashes, sequence.tokens, self.pool.block_tokens)
+
     def _publish(self, sequence: Sequence) -> None:
         if not sequence.reuses_prefix:
             return
         full = sequence.computed // self.pool.block_tokens
         if full == sequence.published:
             return
-        if sequence.tokens:
-            extend_hashes(sequence.hashes, sequence.tokens, self.pool.block_tokens)
+        self._name_content(sequence)
         full = min(full, len(sequence.hashes))
         for index in range(sequence.published, full):
             self.pool.publish(sequence.blocks[index], sequence.hashes[index])
@@ -815,14 +919,17 @@ class StepScheduler:
         self.pool.check()
         self.decodes.check()
         waiting = [sequence.id for sequence in self._waiting]
-        placed = [*waiting, *self.decodes.sequences]
+        placed = [*waiting, *self.decodes.sequences, *self.moves.suspended]
         assert sorted(placed) == sorted(self._sequences), f"a sequence is misplaced: {self!r}"
         assert [s.key for s in self._waiting] == sorted(s.key for s in self._waiting), f"out of order: {self!r}"
         assert {s.id for s in self._waiting if s.blocks} == self._partial.keys(), f"blocks without a prefill: {self!r}"
         if self.rules.order in WALKED:
             ordered = [sequence.id for part in (self._first, self._joined, self._behind) for sequence in part]
             assert sorted(ordered) == sorted(waiting), f"an order of others: {ordered}, {self!r}"
-        holders: dict[int, int] = {}
+        assert self._sequences.keys().isdisjoint(self.moves.expected), f"what is here is expected: {self!r}"
+        assert self._seats_taken() <= self.seqs_max, f"more than {self.seqs_max} sequences hold blocks: {self!r}"
+        holders = {block: 1 for blocks in self.moves.expected.values() for block in blocks}
+        assert len(holders) == sum(map(len, self.moves.expected.values())), f"a block is set aside twice: {self!r}"
         lent = 0
         for sequence in self._sequences.values():
             counted = 0 if self._names_blocks or sequence.decodes is None else self._lent(sequence)
@@ -835,7 +942,9 @@ class StepScheduler:
 
     def __repr__(self) -> str:
         running = sorted(self.decodes.sequences)
-        return f"StepScheduler(running={running}, waiting={[s.id for s in self._waiting]}, {self.pool!r})"
+        waiting, moves = [sequence.id for sequence in self._waiting], self.moves
+        moving = f"suspended={sorted(moves.suspended)}, expected={sorted(moves.expected)}"
+        return f"StepScheduler(running={running}, waiting={waiting}, {moving}, {self.pool!r})"
 
 
 def _key(sequence: Sequence) -> tuple[float, float, int]:

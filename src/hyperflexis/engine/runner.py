@@ -20,7 +20,7 @@ from hyperflexis.engine.linear import PACKED_BYTES_MAX
 from hyperflexis.engine.model import Model, StepInput
 from hyperflexis.engine.paged_attention import choose_attention
 from hyperflexis.engine.sampler import NO_TOKEN, Sampler, SamplingState, token_logprobs
-from hyperflexis.wire.messages import Sampling, TokenLogprobs
+from hyperflexis.wire.messages import Sampling, SequenceState, TokenLogprobs
 
 PROMPT_LOGITS_ROWS_MAX = 128
 """Prompt log-probabilities pass through the vocabulary so many rows at a time."""
@@ -117,6 +117,23 @@ class Runner:
         state = SamplingState(sampling, prompt, emitted, self.config.vocab_size)
         wants_prompt = sampling.prompt_logprobs and not emitted
         self._open[sequence] = _Open(self._tables.open(), state, prompt, [] if wants_prompt else None)
+
+    def export(self, sequence: int, emitted: list[int]) -> SequenceState:
+        """Return what another engine needs, besides the KV, to go on with a sequence that has emitted these tokens."""
+        one = self._open[sequence]
+        known = one.state.emitted
+        assert len(emitted) == known, f"sequence {sequence} has emitted {known} tokens, not {len(emitted)}"
+        read = one.prompt_logprobs
+        return SequenceState(one.prompt, list(emitted), one.state.sampling, None if read is None else list(read))
+
+    def adopt(self, sequence: int, state: SequenceState) -> None:
+        """Register a sequence that another engine exported. Its KV is the caller's to bring.
+
+        Raises:
+            EngineError: as `open` does.
+        """
+        self.open(sequence, state.sampling, state.prompt, state.emitted)
+        self._open[sequence].prompt_logprobs = None if state.prompt_logprobs is None else list(state.prompt_logprobs)
 
     def close(self, sequence: int) -> None:
         """Forget a sequence."""

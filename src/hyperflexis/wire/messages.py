@@ -97,6 +97,19 @@ class Submit(msgspec.Struct, frozen=True, array_like=True):
     """How long its answer is believed to become; 0 where nothing is known."""
 
 
+class SequenceState(msgspec.Struct, frozen=True, array_like=True):
+    """A sequence inside an engine, besides its KV: with both, another engine goes on as this one would have.
+
+    Where the generator stands and what penalties count follows from the tokens.
+    """
+
+    prompt: list[int]
+    emitted: list[int]
+    sampling: Sampling
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    """Gathered so far; None where they are not wanted, or handed out already."""
+
+
 class Work(msgspec.Struct, frozen=True, array_like=True, tag=0):
     """Everything the instance must know before its next step."""
 
