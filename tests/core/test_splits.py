@@ -48,7 +48,7 @@ def play(splits: Splits, fleet: Cluster, seconds: int, from_s: float = 0.0) -> S
         now = from_s + second
         for each in fleet.ready:
             each.advance(40)
-        bursts = 10 * len(fleet.ready) if second % 10 == 0 else 0
+        bursts = 10 * len(fleet.ready) if now % 10 == 0 else 0
         for one in [chat(at_s=now)] * len(fleet.ready) + [code(at_s=now)] * bursts:
             splits.allowed(one, fleet.ready, fleet.ready, now)
     return splits.allowed(chat(at_s=from_s + seconds), fleet.ready, fleet.ready, from_s + seconds)
@@ -116,12 +116,22 @@ def test_a_request_that_is_dispatched_again_is_not_counted_twice() -> None:
     for splits in (once, twice):
         for one in (chat(), code()):
             splits.allowed(one, fleet.ready, fleet.ready, 0.0)
-    hopeless = request(9, 4000, slo=slo(0.01, 0.15), service_class="code")
+    late = request(9, 4000, slo=slo(0.46, 0.15), service_class="code")
     for _ in range(20):
-        once.allowed(replace(hopeless, dispatches=1), fleet.ready, fleet.ready, 1.0)
-        twice.allowed(hopeless, fleet.ready, fleet.ready, 1.0)
+        once.allowed(replace(late, dispatches=1), fleet.ready, fleet.ready, 1.0)
+        twice.allowed(late, fleet.ready, fleet.ready, 1.0)
     assert once._shadow.late_shares().max() == 0.0
     assert twice._shadow.late_shares().max() > 0.9
+
+
+def test_a_class_that_nothing_could_serve_in_time_does_not_hide_the_others() -> None:
+    splits, fleet = Splits(), busy(8)
+    for second in range(60):
+        hopeless = request(9, 4000, slo=slo(0.01, 0.2), arrived_s=float(second), service_class="hopeless")
+        splits.allowed(hopeless, fleet.ready, fleet.ready, float(second))
+        allowed = play(splits, fleet, 1, float(second))
+    assert splits._shadow.late_shares().min() < 1.0
+    assert len(allowed) == splits.chosen.strict < 8
 
 
 # What outlives what.

@@ -104,7 +104,8 @@ class Splits:
         work_s = instance.prefill_work_s(request, instance.cached_tokens(request))
         work_s += instance.latency.model.prefill_base_s
         promise_s = min(UNPROMISED_S, request.first_deadline_s - request.arrived_s)
-        self._shadow.arrive(request.service_class, pace_s, promise_s, work_s, now)
+        if work_s <= promise_s:  # Else it is late under every split, and would hide by that what becomes of the others.
+            self._shadow.arrive(request.service_class, pace_s, promise_s, work_s, now)
 
     def _look(self, now: float) -> None:
         """Measure decodes, and take a better split if there is one."""
