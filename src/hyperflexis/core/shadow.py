@@ -17,6 +17,7 @@ however many requests there are.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -27,7 +28,7 @@ Floats = npt.NDArray[np.float64]
 
 MEMORY_S = 300.0
 """Arrivals longer ago than this hardly count: several bursts, as bursts decide."""
-LEVELS_S: Floats = 2.0 ** (np.arange(-10, 17) / 2)
+LEVELS_S = [2.0 ** (half / 2) for half in range(-10, 17)]
 """Upper ends of what is taken for one promise, 31 ms to 4 min; longer ones count as the last."""
 FEWEST = 5.0
 """A share is taken of at least so many arrivals."""
@@ -51,7 +52,7 @@ class Shadow:
         self.sizes: Floats = np.stack([strict, instances - strict])
         """[2, splits]."""
         self._below_s = np.array([split.below_s for split in splits])
-        self._speed: Floats = np.ones((2, len(splits)))
+        self.set_speed(np.ones((2, len(splits))))
         self._queued_s: Floats = np.zeros((2, len(splits), len(LEVELS_S)))
         self._late: Floats = np.zeros((len(splits), 0))
         self._seen: Floats = np.zeros(0)
@@ -61,13 +62,14 @@ class Shadow:
     def set_speed(self, speed: Floats) -> None:
         """Seconds of prefill work that an instance of each group gets done in a second, [2, splits]; above 0."""
         self._speed = speed
+        self._drain = (speed * self.sizes)[:, :, np.newaxis]
+        self._rate = np.maximum(speed * self.sizes, 1e-9)
 
     def arrive(self, service_class: str, pace_s: float, promise_s: float, work_s: float, now: float) -> None:
         """Queue a request in all of them. `promise_s` is the time to its first token, `work_s` its prefill."""
         self._pass(now)
-        level = min(int(np.searchsorted(LEVELS_S, promise_s)), len(LEVELS_S) - 1)
-        rate = np.maximum(self._speed * self.sizes, 1e-9)
-        in_time = self._queued_s[:, :, level] / rate + work_s / self._speed <= promise_s
+        level = bisect_left(LEVELS_S, promise_s, hi=len(LEVELS_S) - 1)
+        in_time = self._queued_s[:, :, level] / self._rate + work_s / self._speed <= promise_s
         is_strict = pace_s < self._below_s
         goes_outside = in_time[1] & ~is_strict & (self.sizes[1] > 0)
         goes_inside = in_time[0] & ~goes_outside
@@ -88,7 +90,7 @@ class Shadow:
         """Let time pass: queues drain, and what has been counted fades."""
         elapsed_s = now - self._now if self._now > -math.inf else 0.0
         self._now = now
-        self._queued_s -= (self._speed * self.sizes * elapsed_s)[:, :, np.newaxis]
+        self._queued_s -= self._drain * elapsed_s
         np.maximum(self._queued_s, 0.0, out=self._queued_s)
         fades = math.exp(-elapsed_s / MEMORY_S)
         self._late *= fades
