@@ -196,6 +196,15 @@ def test_whatever_paces_there_are_everyone_may_go_somewhere(paces: list[float | 
     assert min(sizes) >= 1
 
 
+def test_made_up_paces_ask_for_no_more_splits_than_real_ones() -> None:
+    splits, fleet = Splits(), cluster(8, A100_14B)
+    for power in range(0, 300, 3):
+        one = request(power, 2000, slo=slo(0.5, 10.0**-power))
+        splits.allowed(one, fleet.ready, fleet.ready, 0.0)
+    octaves = math.log2(0.2 / A100_14B.decode_base_s)
+    assert len(splits._shadow.splits) <= 4 * (octaves + 1) * 7 + 1
+
+
 # What decodes leave.
 
 

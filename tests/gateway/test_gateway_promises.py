@@ -115,7 +115,7 @@ REFUSED: list[tuple[dict[str, str], dict[str, Any], str]] = [
     *(
         ({name: text}, {}, name)
         for name in ("x-llm-d-slo-ttft-ms", "x-slo-ttft-ms", "x-llm-d-slo-tpot-ms", "x-slo-tpot-ms", "x-slo-e2e-ms")
-        for text in ("", "fast", "0", "-5", "nan", "inf", "1e999", "1_000", "0x10", "12ms", "٣")
+        for text in ("", "fast", "0", "-5", "nan", "inf", "1e999", "1e-323", "1_000", "0x10", "12ms", "٣")
     ),
     ({}, {"slo": {"ttft_ms": 0}}, "slo.ttft_ms"),
     ({}, {"slo": {"tpot_ms": -1}}, "slo.tpot_ms"),

@@ -42,6 +42,7 @@ SIZES_MAX = 8
 LEAST_SPEED = 0.05
 FORGOTTEN = 1e-3
 """Tokens per second below which a pace counts as gone."""
+LEAST_PACE_S = 1e-3
 PACES_PER_OCTAVE = 4
 """Paces between which a bound may lie."""
 UNPROMISED_S = 60.0
@@ -70,7 +71,7 @@ class Splits:
 
         `ready` is the fleet, the same sequence as long as it is the same instances.
         """
-        pace_s = min(loads.pace_cap_s(ready[0]), math.inf if request.slo.tpot_s is None else request.slo.tpot_s)
+        pace_s = _pace_s(request, ready[0])
         self._keep_up(pace_s, ready, now)
         if len(self._shadow.splits) == 1:
             return instances
@@ -141,6 +142,15 @@ class Splits:
 
         members = sorted(self._ready, key=key)[: self.chosen.strict]
         return tuple(sorted(members, key=lambda instance: instance.id))
+
+
+def _pace_s(request: Request, instance: Instance) -> float:
+    """Its pace among those that are told apart: none is looser than the cap, nor stricter than an empty step.
+
+    The latter could not be kept; and without an end, made-up promises could ask for splits without an end.
+    """
+    promised_s = math.inf if request.slo.tpot_s is None else request.slo.tpot_s
+    return min(loads.pace_cap_s(instance), max(promised_s, instance.latency.model.decode_base_s, LEAST_PACE_S))
 
 
 def _candidates(paces: Collection[int], instances: int) -> list[Split]:

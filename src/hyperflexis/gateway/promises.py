@@ -147,9 +147,11 @@ def _parse_ms(name: str, text: str) -> float:
 
 def _checked_ms(name: str, value_ms: float, ms_max: float) -> float:
     """Seconds; huge values are clamped, because they once overflowed other schedulers' queues and jumped them."""
-    if not (math.isfinite(value_ms) and value_ms > 0):
+    value_s = min(value_ms, ms_max) / 1000.0
+    # The seconds: what is next to nothing in milliseconds is nothing in seconds.
+    if not (math.isfinite(value_ms) and value_s > 0):
         raise _bad_ms(name, str(value_ms))
-    return min(value_ms, ms_max) / 1000.0
+    return value_s
 
 
 def _bad_ms(name: str, text: str) -> ApiError:
