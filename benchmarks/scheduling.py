@@ -6,7 +6,7 @@
 For each scenario: each rival is tuned on an early window of the trace (`policies/tunings.py` says what is tried); then
 all are run on a later window with other seeds. A seed turns each stream's window by an offset of its own. `capacity` is
 the highest rate at which every class keeps a share of its promises in the mean over the seeds, exact to 4 %. Results
-are kept in build/scheduling, so that a run that was stopped goes on; scripts/render_scheduling.py writes the page.
+are kept in build/scheduling, so that a run that was stopped goes on; benchmarks/scheduling_page.py writes the page.
 """
 
 from __future__ import annotations

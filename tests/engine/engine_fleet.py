@@ -16,7 +16,7 @@ from hyperflexis.core.slo import Slo
 from hyperflexis.core.step import Sequence, StepRules, StepScheduler
 from hyperflexis.engine.arena import flat_bytes
 from hyperflexis.engine.batch import SequenceSlice
-from hyperflexis.engine.kv import runs
+from hyperflexis.engine.kv import ranges
 from hyperflexis.engine.runner import Runner
 from hyperflexis.wire.messages import Sampling, SequenceState, TokenLogprobs
 
@@ -197,6 +197,6 @@ class Move:
         here, there = self.source.runner.pool, self.target.runner.pool
         source, target = flat_bytes(here.data), flat_bytes(there.data)
         into = self.blocks[self.copied : self.copied + len(blocks)]
-        for at, to, size in runs(blocks, into, here.bytes_per_block):
+        for at, to, size in ranges(blocks, into, here.bytes_per_block):
             target[to : to + size] = source[at : at + size]
         self.copied += len(blocks)

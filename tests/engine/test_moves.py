@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from hyperflexis.core.slo import Slo
 from hyperflexis.core.step import StepRules
 from hyperflexis.engine.errors import EngineError
-from hyperflexis.engine.kv import KvPool, Run, runs
+from hyperflexis.engine.kv import KvPool, ranges
 from hyperflexis.engine.runner import Runner, SequenceSlice
 from hyperflexis.wire.messages import Sampling, TokenLogprobs
 
@@ -288,18 +288,17 @@ def test_an_export_of_other_tokens_than_were_drawn_is_a_mistake() -> None:
     assert runner.export(1, [token]).emitted == [token]
 
 
-def test_neighbouring_blocks_are_one_run() -> None:
-    assert runs([], [], 10) == []
-    assert runs([3, 4, 5, 9, 8], [0, 1, 2, 3, 4], 10) == [Run(30, 0, 30), Run(90, 30, 10), Run(80, 40, 10)]
-    assert runs([3, 4], [7, 6], 10) == [Run(30, 70, 10), Run(40, 60, 10)]
+def test_every_block_is_a_range() -> None:
+    assert ranges([], [], 10) == []
+    assert ranges([3, 9, 8], [0, 1, 4], 10) == [(30, 0, 10), (90, 10, 10), (80, 40, 10)]
     with pytest.raises(ValueError, match="shorter"):
-        runs([1, 2], [1], 10)
+        ranges([1, 2], [1], 10)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_block_lies_where_its_run_says(dtype: torch.dtype) -> None:
+def test_a_block_lies_where_its_range_says(dtype: torch.dtype) -> None:
     pool = KvPool(tiny_config(), blocks=5, block_tokens=4, dtype=dtype, device="cpu")
-    (run,) = runs([2, 3], [0, 1], pool.bytes_per_block)
+    (found,) = ranges([2], [0], pool.bytes_per_block)
     assert pool.bytes_per_block == KvPool.block_bytes(tiny_config(), 4, dtype)
     at = pool.data[2].data_ptr() - pool.data.data_ptr()
-    assert run == (at, 0, 2 * pool.data[0].numel() * dtype.itemsize)
+    assert found == (at, 0, pool.data[0].numel() * dtype.itemsize)

@@ -8,35 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 
 from hyperflexis.engine.config import ModelConfig
 
 
-class Run(NamedTuple):
-    """Bytes to copy from one pool into another."""
+def ranges(source: Sequence[int], target: Sequence[int], block_bytes: int) -> list[tuple[int, int, int]]:
+    """Return what copies these blocks of one pool into those of another: (source offset, target offset, bytes) of each.
 
-    source_offset: int
-    target_offset: int
-    bytes: int
-
-
-def runs(source: Sequence[int], target: Sequence[int], block_bytes: int) -> list[Run]:
-    """Return what copies these blocks of one pool into those of another, as few runs as their places allow.
-
-    A copy that is given up half-way may leave half a number behind: `KvPool.scrub` the target's blocks then.
+    Ranges that adjoin are not joined: whoever moves bytes does that. A copy that is given up half-way may leave half a
+    number behind: `KvPool.scrub` the target's blocks then.
     """
-    found: list[Run] = []
-    for one, other in zip(source, target, strict=True):
-        at, to = one * block_bytes, other * block_bytes
-        last = found[-1] if found else None
-        if last and (last.source_offset + last.bytes, last.target_offset + last.bytes) == (at, to):
-            found[-1] = last._replace(bytes=last.bytes + block_bytes)
-        else:
-            found.append(Run(at, to, block_bytes))
-    return found
+    return [(one * block_bytes, other * block_bytes, block_bytes) for one, other in zip(source, target, strict=True)]
 
 
 class KvPool:
