@@ -105,10 +105,12 @@ class Transfer:
         self._began_s = time.monotonic()
         self.check()
 
-    def finish(self, medium: str) -> Pulled:
-        pulled = Pulled(medium, self.bytes, max(0.0, time.monotonic() - self._began_s - self.waited_s))
+    def pulled(self, medium: str) -> Pulled:
+        """What the outcome is if it ends well now."""
+        return Pulled(medium, self.bytes, max(0.0, time.monotonic() - self._began_s - self.waited_s))
+
+    def finish(self, pulled: Pulled) -> None:
         self._outcome.set_result(pulled)
-        return pulled
 
     def fail(self, error: BaseException) -> None:
         self._outcome.set_exception(self._stop or error)

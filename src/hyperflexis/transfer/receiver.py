@@ -153,7 +153,7 @@ class Receiver:
         except TransferError as error:
             transfer.fail(error)
             raise
-        transfer.finish("shm")
+        transfer.finish(transfer.pulled("shm"))
         return attachment
 
     def predict_s(self, descriptor: Descriptor, size_bytes: int) -> float:
@@ -238,8 +238,10 @@ class Receiver:
             log.exception("%r failed", transfer)
             transfer.fail(error)
         else:
-            pulled = transfer.finish(medium)
+            pulled = transfer.pulled(medium)
+            # Before anybody hears of the end: who then asks for a prediction finds it learnt.
             self.bandwidth.observe(transfer.descriptor.source, medium, pulled.bytes, pulled.duration_s)
+            transfer.finish(pulled)
 
     def _pull(self, transfer: Transfer) -> str:
         """Return the medium that did it."""
