@@ -63,6 +63,12 @@ class InstanceReported(NamedTuple):
     """Requests that lost their blocks before it."""
     latency: LatencyModel | None = None
     """A new model of itself, where the instance has fitted one."""
+    resumed: Sequence[int] = ()
+    """Requests that stood still and took part in it again."""
+    suspended: Sequence[int] = ()
+    """Requests that stand still from its end on, to go on elsewhere."""
+    rules_version: int = 0
+    """Which of the rules that were assigned are in force."""
 
 
 class InstanceLost(NamedTuple):
@@ -72,8 +78,58 @@ class InstanceLost(NamedTuple):
     why: str = ""
 
 
+class TransferDone(NamedTuple):
+    """A request goes on elsewhere, with so many tokens computed and emitted."""
+
+    request_id: int
+    source_id: int
+    target_id: int
+    computed_tokens: int
+    emitted_tokens: int
+    copied_s: float = 0.0
+    """Of copying, all rounds together."""
+    copied_tokens: int = 0
+
+
+class TransferFailed(NamedTuple):
+    """A request was not moved, and nothing of it is left at the target."""
+
+    request_id: int
+    target_id: int
+    why: str = ""
+
+
+class Linked(NamedTuple):
+    """The target can take what the source has."""
+
+    source_id: int
+    target_id: int
+    version: int
+
+
+class LinkFailed(NamedTuple):
+    """It cannot, or can no more."""
+
+    source_id: int
+    target_id: int
+    version: int
+    why: str = ""
+
+
 class Wakeup(NamedTuple):
     """The instant that `next_wakeup` named has come. Also what a driver sends first, to begin."""
 
 
-Event = RequestArrived | RequestCancelled | RequestFinished | InstanceReady | InstanceReported | InstanceLost | Wakeup
+Event = (
+    RequestArrived
+    | RequestCancelled
+    | RequestFinished
+    | InstanceReady
+    | InstanceReported
+    | InstanceLost
+    | TransferDone
+    | TransferFailed
+    | Linked
+    | LinkFailed
+    | Wakeup
+)
