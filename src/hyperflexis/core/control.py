@@ -384,7 +384,8 @@ class ControlPlane:
 
     def _on_transfer_done(self, event: TransferDone, now: float) -> list[Command]:
         target = self.cluster.instances[event.target_id]
-        self.cluster.network.observe(event.copied_tokens * target.capacity.kv_token_bytes, event.copied_s)
+        kv_bytes = event.copied_tokens * target.capacity.kv_token_bytes
+        self.cluster.network.observe(event.source_id, event.target_id, kv_bytes, event.copied_s)
         is_wanted = self.migrations.done(event, now)
         if not is_wanted:
             return [Cancel(event.request_id, event.target_id, Reason(Why.CLIENT_LEFT))]

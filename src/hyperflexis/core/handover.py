@@ -67,7 +67,7 @@ class Answer(NamedTuple):
 
 
 class Giver:
-    """The moves away from one instance. Calls are answered between steps, best right after one."""
+    """The moves away from one instance. Calls are answered between steps."""
 
     def __init__(self, scheduler: StepScheduler) -> None:
         self._scheduler = scheduler
@@ -80,11 +80,15 @@ class Giver:
         """Note what a taker wants to hear; `answers` has the answer as soon as there is one."""
         self._calls[call.request_id] = call
 
-    def answers(self) -> list[Answer]:
-        """All that can be answered now. What is told for the last time stands still from now on."""
+    def answers(self, *, may_stop: bool) -> list[Answer]:
+        """All that can be answered now.
+
+        With `may_stop`, what has little left to copy stands still from now on. That is for the end of a step, which
+        is then reported with it.
+        """
         found = []
         for call in list(self._calls.values()):
-            answer = self._answer(call)
+            answer = self._answer(call, may_stop=may_stop)
             if answer is None:
                 continue
             found.append(answer)
@@ -100,9 +104,9 @@ class Giver:
         assert held is not None, f"sequence {sequence_id} is offered and not here"
         return self._last(sequence_id, held)
 
-    def is_called(self, sequence_id: int) -> bool:
-        """Whether somebody waits to hear of it."""
-        return sequence_id in self._calls
+    def is_called(self) -> bool:
+        """Whether somebody waits for an answer."""
+        return bool(self._calls)
 
     def taken(self, sequence_id: int) -> None:
         """It goes on elsewhere: forget it here."""
@@ -132,13 +136,15 @@ class Giver:
         self._calls.pop(sequence_id, None)
         self._stopped.discard(sequence_id)
 
-    def _answer(self, call: Call) -> Answer | None:
+    def _answer(self, call: Call, *, may_stop: bool) -> Answer | None:
         held = self._scheduler.held(call.request_id, call.since)
         if held is None or call.tenure not in {NOWHERE, held.tenure}:
             return Answer(call.request_id, 0, 0, (), 0, NOWHERE, is_last=False)
         if call.request_id in self._scheduler.moves.suspended:
             return self._last(call.request_id, held)
         if not call.at_first_token and self._is_near(call, held):
+            if not may_stop:
+                return None
             self._stopped.add(call.request_id)
             stopped = self._scheduler.suspend(call.request_id)
             return self._last(call.request_id, stopped._replace(since=held.since, blocks=stopped.blocks[held.since :]))
