@@ -28,6 +28,7 @@ from hyperflexis.core.commands import (
 )
 from hyperflexis.core.dispatch import Dispatcher, Placement
 from hyperflexis.core.events import (
+    Arrival,
     Event,
     InstanceLost,
     InstanceReady,
@@ -37,7 +38,6 @@ from hyperflexis.core.events import (
     RequestArrived,
     RequestCancelled,
     RequestFinished,
-    TransferDone,
     TransferFailed,
     Wakeup,
 )
@@ -114,7 +114,6 @@ class ControlPlane:
             InstanceReady: self._on_ready,
             InstanceReported: self._on_reported,
             InstanceLost: self._on_lost,
-            TransferDone: self._on_transfer_done,
             TransferFailed: self._on_transfer_failed,
             Linked: self._on_linked,
             LinkFailed: self._on_link_failed,
@@ -278,6 +277,7 @@ class ControlPlane:
             self._fall_back(instance, request_id)
         for request_id in event.resumed:
             self._go_on(instance, request_id)
+        unwanted = [arrival.request_id for arrival in event.arrived if not self._arrive(instance, arrival)]
         instance.advance(1)
         for request_id in event.started:
             request = self._waiting_at(instance, request_id)
@@ -302,7 +302,8 @@ class ControlPlane:
         instance.rules_in_force = max(instance.rules_in_force, event.rules_version)
         for request_id in event.suspended:
             self._stand(instance, request_id)
-        return [*self._bind_early(instance, event.started, now), *self._bind(now)]
+        commands: list[Command] = [Cancel(i, instance.id, Reason(Why.CLIENT_LEFT)) for i in unwanted]
+        return [*commands, *self._bind_early(instance, event.started, now), *self._bind(now)]
 
     def _waiting_at(self, instance: Instance, request_id: int) -> Request | None:
         """Find a request that waits there; None if it was cancelled, or moved on, while the step ran."""
@@ -382,15 +383,12 @@ class ControlPlane:
         self.cluster.network.send(request.instance_id, target.id, kv_bytes, now)
         return self.migrations.begin(request, target, reason, now, at_first_token=at_first_token)
 
-    def _on_transfer_done(self, event: TransferDone, now: float) -> list[Command]:
-        target = self.cluster.instances[event.target_id]
-        kv_bytes = event.copied_tokens * target.capacity.kv_token_bytes
-        self.cluster.network.observe(event.source_id, event.target_id, kv_bytes, event.copied_s)
-        is_wanted = self.migrations.done(event, now)
-        if not is_wanted:
-            return [Cancel(event.request_id, event.target_id, Reason(Why.CLIENT_LEFT))]
-        self._handed_off.pop(event.request_id, None)
-        return self._bind(now)
+    def _arrive(self, target: Instance, arrival: Arrival) -> bool:
+        """Count a request where it is now; False if nobody wants it there any more."""
+        kv_bytes = arrival.copied_tokens * target.capacity.kv_token_bytes
+        self.cluster.network.observe(arrival.source_id, target.id, kv_bytes, arrival.copied_s)
+        self._handed_off.pop(arrival.request_id, None)
+        return self.migrations.done(arrival, target.id)
 
     def _on_transfer_failed(self, event: TransferFailed, now: float) -> list[Command]:
         moved = self.migrations.failed(event.request_id, event.target_id)

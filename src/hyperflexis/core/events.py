@@ -44,6 +44,18 @@ class InstanceReady(NamedTuple):
     latency: LatencyModel
 
 
+class Arrival(NamedTuple):
+    """A request goes on at another instance than before, with so many tokens computed and emitted."""
+
+    request_id: int
+    source_id: int
+    computed_tokens: int
+    emitted_tokens: int
+    copied_tokens: int = 0
+    copied_s: float = 0.0
+    """What copying these took, waiting not counted."""
+
+
 class InstanceReported(NamedTuple):
     """Steps ended, the last of them just now. In each, everything that decodes there emitted one token.
 
@@ -65,6 +77,8 @@ class InstanceReported(NamedTuple):
     """A new model of itself, where the instance has fitted one."""
     resumed: Sequence[int] = ()
     """Requests that stood still and took part in it again."""
+    arrived: Sequence[Arrival] = ()
+    """Requests that came from elsewhere and could take part in it."""
     suspended: Sequence[int] = ()
     """Requests that stand still from its end on, to go on elsewhere."""
     rules_version: int = 0
@@ -76,19 +90,6 @@ class InstanceLost(NamedTuple):
 
     instance_id: int
     why: str = ""
-
-
-class TransferDone(NamedTuple):
-    """A request goes on elsewhere, with so many tokens computed and emitted."""
-
-    request_id: int
-    source_id: int
-    target_id: int
-    computed_tokens: int
-    emitted_tokens: int
-    copied_s: float = 0.0
-    """Of copying, all rounds together."""
-    copied_tokens: int = 0
 
 
 class TransferFailed(NamedTuple):
@@ -127,7 +128,6 @@ Event = (
     | InstanceReady
     | InstanceReported
     | InstanceLost
-    | TransferDone
     | TransferFailed
     | Linked
     | LinkFailed

@@ -104,6 +104,10 @@ class Giver:
         assert held is not None, f"sequence {sequence_id} is offered and not here"
         return self._last(sequence_id, held)
 
+    def may_stop(self) -> bool:
+        """Whether someone waits for a sequence that stands still only at the end of a step."""
+        return any(not call.at_first_token for call in self._calls.values())
+
     def is_called(self) -> bool:
         """Whether somebody waits for an answer."""
         return bool(self._calls)

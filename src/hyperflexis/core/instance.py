@@ -251,7 +251,7 @@ class Instance:
         self._unplan(planned_tokens)
         self._unpromise(request)
 
-    def arrive(self, request: Request, computed_tokens: int, now: float) -> None:
+    def arrive(self, request: Request, computed_tokens: int) -> None:
         """An expected request is here. One that is to decode is in `standing`, and goes on with `go_on`."""
         _, request.planned_tokens = self.arriving.pop(request.id)
         self.resident.add(request.block_hashes)

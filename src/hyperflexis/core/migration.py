@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from hyperflexis.core.cluster import Cluster
 from hyperflexis.core.commands import Abandon, Cancel, Command, Migrate, Reason, Stay, Why
-from hyperflexis.core.events import TransferDone
+from hyperflexis.core.events import Arrival
 from hyperflexis.core.instance import Instance
 from hyperflexis.core.links import Links
 from hyperflexis.core.request import Request, RequestState, RequestStep
@@ -61,10 +61,10 @@ class Migrations:
             request.id, source.id, target.id, request.context_tokens, at_first_token, version, reason, expected
         )
 
-    def done(self, event: TransferDone, now: float) -> bool:
+    def done(self, event: Arrival, target_id: int) -> bool:
         """The target has it. False if it is not wanted there any more."""
         moved = self.under_way.get(event.request_id)
-        if moved is None or moved.target.id != event.target_id:
+        if moved is None or moved.target.id != target_id:
             return False
         del self.under_way[event.request_id]
         request, target = moved.request, moved.target
@@ -76,7 +76,7 @@ class Migrations:
         request.tokens_before = event.emitted_tokens
         request.instance_id = target.id
         request.migrations += 1
-        target.arrive(request, event.computed_tokens, now)
+        target.arrive(request, event.computed_tokens)
         if request.id in target.standing:
             request.step(RequestStep.GO_ON)
             target.go_on(request)

@@ -34,9 +34,7 @@ class Network:
     def arrival_s(self, source_id: int, target_id: int, kv_bytes: float, now: float) -> float:
         """When so much, sent for now, should be there."""
         ways = (("out", source_id), ("in", target_id))
-        return max(now, *(self._free_s.get(way, now) for way in ways)) + self.copy_s(
-            source_id, target_id, kv_bytes
-        )
+        return max(now, *(self._free_s.get(way, now) for way in ways)) + self.copy_s(source_id, target_id, kv_bytes)
 
     def send(self, source_id: int, target_id: int, kv_bytes: float, now: float) -> None:
         """Count a copy in that has just been ordered."""
