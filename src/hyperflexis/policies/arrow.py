@@ -57,7 +57,7 @@ class LeastPrefill:
         if not decoders:
             return None
         step_s, _, quickest = min((pools.decode_s(request, each), each.id, each) for each in decoders)
-        target_s = forecast.tpot_slo_s(request) * (len(decoders) - 1) / len(decoders)
+        target_s = self._target_share * forecast.tpot_slo_s(request) * (len(decoders) - 1) / len(decoders)
         return quickest if step_s < target_s and quickest.waiting_s() < prefill_s else None
 
 
@@ -73,7 +73,7 @@ class FirstUnderTarget:
     ) -> Placement | None:
         steps = [(pools.decode_s(request, each), each) for each in pools.with_room(request, targets, cluster)]
         for step_s, each in steps:
-            if step_s <= forecast.tpot_slo_s(request):
+            if step_s <= self._target_share * forecast.tpot_slo_s(request):
                 return Placement(each, Reason(Why.PREFILLED, (("step_s", step_s),)))
         if self._may_change(request, cluster):
             self._wanted.decoders.append(source.id)
@@ -121,7 +121,7 @@ class Sides:
 
 
 def policy(prefill_tokens_max: int, *, target_share: float = 1.0) -> Policy:
-    """`target_share` is the share of the promised TTFT that counts as its target."""
+    """`target_share` is the share of a promise that counts as its target."""
     if target_share <= 0:
         raise ValueError(f"target_share must be above 0, not {target_share}")
     wanted, rules = Wanted(), StepRules(prefill_tokens_max=prefill_tokens_max)

@@ -2,12 +2,13 @@
 
 From its published documentation and source: a request goes to a decode instance, in turn or by a cost, the least of
 `blocks to prefill + blocks in use`; it is prefilled there if what its cache lacks is at most a threshold (1000
-tokens), or if the queue for remote prefill, which all prefill instances share, is longer than another (2 requests);
-and by a prefill instance otherwise. Its KV then goes to the decode instance chosen before.
+tokens), or if the queue for remote prefill, which all prefill instances share, is longer than another (2 requests, in
+its examples with one prefill instance); and by a prefill instance otherwise. Its KV then goes to the decode instance
+chosen before.
 
 Ours: prompts wait at prefill instances, which get them at once, and not in one queue, whose length is therefore what
-waits and has not begun there; the one with the least prefill work gets the next; order and chunks. The cost counts
-requests that are bound but not there yet.
+waits and has not begun there; the threshold on it is for each prefill instance; the one with the least prefill work
+gets the next; order and chunks. The cost counts requests that are bound but not there yet.
 
 Simplified: a decode instance sets no blocks aside until the prefill begins; one that has no room then is waited for,
 one that has died is replaced. Where no instance only decodes, all prompts are prefilled where they decode.
@@ -99,7 +100,7 @@ class Conditional:
         fresh = request.context_tokens - worker.cached_tokens(request)
         queued = sum(_has_not_begun(other) for each in prefill for other in each.waiting.values())
         numbers = (("fresh_tokens", float(fresh)), ("queued", float(queued)))
-        if not prefill or not decode or fresh <= self._local_tokens or queued > self._queue_max:
+        if not prefill or not decode or fresh <= self._local_tokens or queued > self._queue_max * len(prefill):
             return Placement(worker, Reason(Why.LEAST_LOADED, numbers))
         self._bound.bind(request, worker, cluster)
         return Placement(pools.least_waiting(prefill), Reason(Why.LEAST_LOADED, numbers))
@@ -130,7 +131,7 @@ class AsBound:
 
 
 def policy(prefill_tokens_max: int, *, local_tokens: int = 1000, queue_max: int = 2, worker: str = "cost") -> Policy:
-    """Up to `local_tokens` are prefilled where they decode, and all while more than `queue_max` wait elsewhere."""
+    """`local_tokens` are prefilled where they decode, and all while over `queue_max` wait per prefill instance."""
     for name, value in (("local_tokens", local_tokens), ("queue_max", queue_max)):
         if value < 0:
             raise ValueError(f"{name} must be at least 0, not {value}")
