@@ -10,7 +10,7 @@ Ours: prompts wait at prefill instances, which get them at once, and not in one 
 waits and has not begun there; the threshold on it is for each prefill instance; the one with the least prefill work
 gets the next; order and chunks. The cost counts requests that are bound but not there yet.
 
-Simplified: a decode instance sets no blocks aside until the prefill begins; one that has no room then is waited for,
+Simplified: a decode instance sets no blocks aside until the prefill begins; one that has none free then is waited for,
 one that has died is replaced. Where no instance only decodes, all prompts are prefilled where they decode.
 """
 
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hyperflexis.core.binding import has_room
 from hyperflexis.core.cluster import Cluster
 from hyperflexis.core.commands import Reason, Why
 from hyperflexis.core.control import Policy
@@ -78,11 +77,15 @@ class Bound:
 
 def cost(request: Request, instance: Instance) -> float:
     """Blocks to prefill there, and blocks in use there with it."""
-    capacity = instance.capacity
     fresh = request.context_tokens - instance.cached_tokens(request)
+    return instance.capacity.blocks_for(fresh) + used_blocks(request, instance)
+
+
+def used_blocks(request: Request, instance: Instance) -> int:
+    """Blocks in use there now, with all that waits there or is on its way, and it."""
     coming = [*instance.waiting.values(), *(other for other, _ in instance.arriving.values())]
     context = instance.context_tokens + sum(other.context_tokens for other in coming) + request.context_tokens
-    return capacity.blocks_for(fresh) + capacity.blocks_for(context)
+    return instance.capacity.blocks_for(context)
 
 
 class Conditional:
@@ -125,7 +128,8 @@ class AsBound:
         if worker is None:  # It has died, or cannot be reached.
             worker = self._bound.choose(request, targets, cluster)
             self._bound.bind(request, worker, cluster)
-        if not has_room(request, worker, cluster.expected_tokens(request)):
+        capacity = worker.capacity
+        if used_blocks(request, worker) > capacity.blocks or worker.requests >= capacity.seqs_max:
             return None
         return Placement(worker, Reason(Why.PREFILLED))
 
