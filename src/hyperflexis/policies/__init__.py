@@ -12,11 +12,14 @@ from collections.abc import Callable
 
 from hyperflexis.core.control import Policy
 from hyperflexis.policies import (
+    arrow,
     distserve,
+    dynamo_pd,
     hfx_faithful,
     hyperflexis,
     least_tokens,
     llm_d,
+    llumnix_pd,
     llumnix_v0,
     llumnix_v1,
     polyserve,
@@ -25,6 +28,9 @@ from hyperflexis.policies import (
     proserve,
     round_robin,
     slos_serve,
+    splitwise,
+    taichi,
+    tokenscale,
 )
 
 POLICIES: dict[str, Callable[..., Policy]] = {
@@ -41,6 +47,12 @@ POLICIES: dict[str, Callable[..., Policy]] = {
     "slos_serve": slos_serve.policy,
     "hfx_faithful": hfx_faithful.policy,
     "distserve": distserve.policy,
+    "splitwise": splitwise.policy,
+    "arrow": arrow.policy,
+    "llumnix_pd": llumnix_pd.policy,
+    "taichi": taichi.policy,
+    "tokenscale": tokenscale.policy,
+    "dynamo_pd": dynamo_pd.policy,
 }
 """Each takes the most prefill tokens that a step may have, and its tuning by keyword; it returns a fresh policy."""
 

@@ -45,5 +45,18 @@ TUNINGS: dict[str, tuple[Tuning, ...]] = {
     ),
     "slos_serve": ({}, {"chunk": 8192}, {"asks": "least", "chunk": 8192}),
     "hfx_faithful": ({}, {"late_last": True, "chunk": 8192}, {"late_last": True, "choice": "ratio", "chunk": 8192}),
+    "distserve": ({},),
+    "splitwise": ({}, {"queue_tokens": 2048}, {"queue_tokens": 32_768}),
+    "arrow": ({}, {"target_share": 0.9}, {"target_share": 0.7}),
+    "llumnix_pd": ({}, {"threshold": 0.7}, {"threshold": 0.95}),
+    "taichi": (
+        {},
+        {"chunk_d": 256},
+        {"chunk_p": 1024, "chunk_d": 128},
+        {"chunk_p": 512, "chunk_d": 256},
+        {"chunk_p": 512, "chunk_d": 512},
+    ),
+    "tokenscale": ({}, {"convertibles": 2}, {"convertibles": 8}, {"plans": False}, {"plans": False, "convertibles": 8}),
+    "dynamo_pd": ({}, {"queue_max": 8}, {"local_tokens": 256, "queue_max": 8}, {"worker": "turn"}),
 }
 """Policy → keyword arguments of its `policy` function."""
