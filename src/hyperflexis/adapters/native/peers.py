@@ -14,6 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from hyperflexis.engine.kv import KvPool, ranges
@@ -50,9 +51,6 @@ class Pulled:
     """A pull has ended; without `why`, its bytes are there."""
 
     sequence_id: int
-    number: int
-    """Of this pull, as `pull` gave it."""
-    peer: int
     why: str = ""
     bytes: int = 0
     seconds: float = 0.0
@@ -97,8 +95,7 @@ class Peers:
         self._wanted: dict[int, int] = {}
         """Peer → the version of the link that is being made."""
         self._pulls: dict[int, tuple[int, Transfer]] = {}
-        """Number → peer and handle, of those that have not ended."""
-        self._numbers = 0
+        """Sequence → peer and handle, of pulls that have not ended."""
         self._lock = threading.Lock()
         self._ended: deque[Callable[[], Joined | Pulled | None]] = deque()
         self._is_closed = threading.Event()
@@ -151,7 +148,7 @@ class Peers:
     def link(self, peer: int, version: int, descriptor: bytes) -> None:
         """Begin to make ready for pulls, so that the first one need not; `finished` tells of the end as `Joined`."""
         if self._known_version(peer) >= version:
-            self._tell(lambda: Joined(peer, version, "a link as new is there already"))
+            self._tell(partial(Joined, peer, version, "a link as new is there already"))
             return
         self._wanted[peer] = version
         if self._receiver is None:
@@ -169,8 +166,12 @@ class Peers:
                 if of_peer == peer:
                     transfer.cancel()
 
-    def has_link(self, peer: int) -> bool:
-        return peer in self._links
+    def refusal(self, peer: int, version: int) -> str:
+        """Why nothing can be pulled from there by the link of this version; empty if it can."""
+        link = self._links.get(peer)
+        if link is None:
+            return f"there is no link with i{peer}"
+        return "" if link.version == version else f"the link with i{peer} is of version {link.version}, not {version}"
 
     def _known_version(self, peer: int) -> int:
         link = self._links.get(peer)
@@ -187,12 +188,11 @@ class Peers:
             for _ in range(_TRIALS):
                 self._receiver.pull(descriptor, [(0, 0, len(scratch))], scratch, timeout_s=PULL_S).result()
         except TransferError as error:
-            why = str(error)
-            self._tell(lambda: self._joined(peer, version, None, why))
+            self._tell(partial(self._joined, peer, version, None, str(error)))
         else:
-            self._tell(lambda: self._joined(peer, version, descriptor, ""))
+            self._tell(partial(self._joined, peer, version, descriptor))
 
-    def _joined(self, peer: int, version: int, descriptor: Descriptor | None, why: str) -> Joined | None:
+    def _joined(self, peer: int, version: int, descriptor: Descriptor | None, why: str = "") -> Joined | None:
         if self._wanted.get(peer) != version:
             return None  # Unlinked meanwhile, or replaced: nobody waits for it.
         del self._wanted[peer]
@@ -202,34 +202,28 @@ class Peers:
 
     # -- pulling
 
-    def pull(self, sequence_id: int, peer: int, theirs: Sequence[int], ours: Sequence[int]) -> int:
-        """Begin to copy blocks of a peer's into blocks of this instance's; returns the number of the pull.
+    def pull(self, sequence_id: int, peer: int, theirs: Sequence[int], ours: Sequence[int]) -> None:
+        """Begin to copy blocks of a peer's into blocks of this instance's, one copy for a sequence at a time.
 
         `ours` must be nobody else's until `finished` has told of its end.
         """
-        self._numbers += 1
-        number = self._numbers
-        link = self._links.get(peer)
-        if link is None or self._receiver is None:
-            self._tell(lambda: Pulled(sequence_id, number, peer, f"there is no link with i{peer}"))
-            return number
+        link, wanted = self._links.get(peer), ranges(theirs, ours, self._block_bytes)
         try:
-            wanted = ranges(theirs, ours, self._block_bytes)
+            if link is None or self._receiver is None:
+                raise Unreachable(f"there is no link with i{peer} any more")
             transfer = self._receiver.pull(
                 link.descriptor, wanted, self._buffer, has_checksums=self._has_checksums, timeout_s=PULL_S
             )
         except TransferError as error:
-            why = str(error)
-            self._tell(lambda: Pulled(sequence_id, number, peer, why))
-            return number
-        self._pulls[number] = peer, transfer
-        transfer.add_done_callback(lambda done: self._tell(lambda: self._pulled(sequence_id, number, peer, done)))
-        return number
+            self._tell(partial(Pulled, sequence_id, str(error)))
+            return
+        self._pulls[sequence_id] = peer, transfer
+        transfer.add_done_callback(lambda done: self._tell(partial(self._pulled, sequence_id, link, done)))
 
-    def cancel(self, number: int) -> None:
+    def stop_pull(self, sequence_id: int) -> None:
         """Give a pull up; `finished` still tells of its end, and only then may its blocks be another's."""
-        if number in self._pulls:
-            self._pulls[number][1].cancel()
+        if sequence_id in self._pulls:
+            self._pulls[sequence_id][1].cancel()
 
     def block_s(self, peer: int) -> float:
         """What pulling one block of many will take, by what was seen; 0 without a link."""
@@ -238,31 +232,39 @@ class Peers:
             return 0.0
         return self._receiver.predict_s(link.descriptor, _TYPICAL_BLOCKS * self._block_bytes) / _TYPICAL_BLOCKS
 
-    def _pulled(self, sequence_id: int, number: int, peer: int, transfer: Transfer) -> Pulled:
-        del self._pulls[number]
+    def _pulled(self, sequence_id: int, link: _Link, transfer: Transfer) -> Pulled:
+        peer, _ = self._pulls.pop(sequence_id)
         try:
             medium, size_bytes, seconds = transfer.result()
         except TransferError as error:
-            if isinstance(error, RefusedError):
-                self._links.pop(peer, None)
-            return Pulled(sequence_id, number, peer, str(error))
-        return Pulled(sequence_id, number, peer, "", size_bytes, seconds, medium)
+            if isinstance(error, RefusedError) and self._links.get(peer) is link:
+                del self._links[peer]
+                self._tell(partial(Joined, peer, link.version, str(error)))
+            return Pulled(sequence_id, str(error))
+        return Pulled(sequence_id, "", size_bytes, seconds, medium)
 
     # -- what has ended
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether `finished` has something to say."""
+        return bool(self._ended)
+
     def finished(self) -> list[Joined | Pulled]:
         """What has ended since it was asked last."""
-        with contextlib.suppress(BlockingIOError):
+        if not self._ended:
+            return []
+        with self._lock:
             os.eventfd_read(self.fd)
-        told = []
-        while self._ended:
-            told.append(self._ended.popleft()())
-        return [each for each in told if each is not None]
+            ended = list(self._ended)
+            self._ended.clear()
+        return [each for end in ended if (each := end()) is not None]
 
     def _tell(self, end: Callable[[], Joined | Pulled | None]) -> None:
         """From any thread. What it does to this object is done when the owner asks."""
-        self._ended.append(end)
-        os.eventfd_write(self.fd, 1)
+        with self._lock:
+            self._ended.append(end)
+            os.eventfd_write(self.fd, 1)
 
     def close(self) -> None:
         """Lend and pull no more."""
