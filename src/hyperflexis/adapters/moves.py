@@ -187,6 +187,7 @@ class Moves:
 
     def stay(self, request_id: int) -> None:
         """Let a sequence that stands still go on here."""
+        self._callers.pop(request_id, None)
         if self._giver.stay(request_id):
             self._resumed.append(request_id)
 
@@ -208,15 +209,16 @@ class Moves:
             taking = self._takings.get(word.answer.request_id)
             if taking is not None and (taking.order.source, taking.attempt) == (peer, word.attempt):
                 self._take(taking, word, now)
-        elif self._callers.get(word.request, (peer, 0))[0] == peer:
+        elif isinstance(word, Taken):
+            return self._give(word.request)
+        elif self._callers.get(word.request, (peer, 0))[0] == peer:  # Else another has called meanwhile.
             self._callers.pop(word.request, None)
-            if isinstance(word, Taken):
-                return self._give(word.request)
             if self._giver.left(word.request):
                 self._resumed.append(word.request)
         return False
 
     def _give(self, request_id: int) -> bool:
+        self._callers.pop(request_id, None)
         was_here = self._scheduler.find(request_id) is not None
         self._giver.taken(request_id)
         if was_here:
@@ -301,6 +303,8 @@ class Moves:
             self._letters.append(_letter(peer, answered))
         stopped = [i for i in self._scheduler.moves.suspended if i not in standing]
         offers = {i: self._offer(i, now) for i in handed_off if i not in called}
+        if self._callers and not self._giver.is_called():
+            self._callers = {i: caller for i, caller in self._callers.items() if self._scheduler.find(i) is not None}
         told = StepMoves([*handed_off, *stopped], self._resumed, self._arrived, self._failed, offers)
         self._resumed, self._arrived, self._failed = [], [], {}
         return told
