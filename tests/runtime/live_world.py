@@ -202,7 +202,8 @@ class World:
 
     async def ready(self) -> None:
         await self.driver.wait_until(lambda: self.driver.ready_instances == self.control.fleet.instances)
-        while len(self.control.cluster.ready) < self.control.fleet.instances:  # Where they move, they are linked first.
+        # Where requests move, instances are linked before they take work, which no event tells.
+        while len(self.control.cluster.ready) < self.control.fleet.instances:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 
     def submit(self, prompt: Sequence[int] | int = 20, max_tokens: int = 10, **fields: object) -> Client:

@@ -198,7 +198,7 @@ class _Peers:
         return "" if self._links.get(peer) == link_version else f"there is no such link with i{peer}"
 
     def block_s(self, peer: int) -> float:
-        return self._ways.copy_s(Pull(-1, (0,), (0,), self._owner.scheduler.pool.block_tokens))
+        return self._ways.copy_s(Pull(-1, -1, (0,), (0,), self._owner.scheduler.pool.block_tokens))
 
     def pull(self, pull: Pull, peer: int) -> None:
         seconds = self._ways.copy_s(pull)

@@ -38,13 +38,10 @@ class Parting(msgspec.Struct, frozen=True, array_like=True):
 
 class Called(msgspec.Struct, frozen=True, array_like=True, tag=0):
     call: Call
-    attempt: int
-    """Of the taker's, to move anything; answers repeat it, so that late ones to an earlier one are told apart."""
 
 
 class Answered(msgspec.Struct, frozen=True, array_like=True, tag=1):
     answer: Answer
-    attempt: int
     parting: Parting | None = None
     """With the last answer."""
 
@@ -59,6 +56,7 @@ class Left(msgspec.Struct, frozen=True, array_like=True, tag=3):
     """It does not, and is wanted no more."""
 
     request: int
+    move: int
 
 
 PeerWord = Called | Answered | Taken | Left
@@ -117,7 +115,6 @@ class _Taking:
     order: TakeIn
     heard_s: float
     """When it was ordered, which is what the order's durations refer to."""
-    attempt: int
     parting: Parting | None = None
     copying: Pull | None = None
     heard: deque[Answered] = field(default_factory=deque)
@@ -137,9 +134,8 @@ class Moves:
         self._giver = Giver(scheduler)
         self._taker = Taker(scheduler)
         self._takings: dict[int, _Taking] = {}
-        self._attempts = 0
-        self._callers: dict[int, tuple[int, int]] = {}
-        """Request → the peer that asked for it last, and which attempt of its that was."""
+        self._callers: dict[int, int] = {}
+        """Request → the peer that asked for it last."""
         self._resumed: list[int] = []
         self._arrived: list[Arrived] = []
         self._failed: dict[int, str] = {}
@@ -159,10 +155,10 @@ class Moves:
         if why:
             self._failed[request_id] = why
             return
-        self._attempts += 1
-        taking = self._takings[request_id] = _Taking(order, now, self._attempts)
+        taking = self._takings[request_id] = _Taking(order, now)
         step = self._taker.begin(
             request_id,
+            order.move,
             order.tokens,
             len(submit.prompt) + submit.max_tokens,
             block_s=self._body.block_s(order.source),
@@ -170,7 +166,8 @@ class Moves:
         )
         offered = _decoder.decode(order.offer) if order.offer else None
         if isinstance(step, Call) and isinstance(offered, Answered):
-            self._take(taking, offered, now)
+            answer = offered.answer._replace(move=order.move)
+            self._take(taking, Answered(answer, offered.parting), now)
         else:
             self._do(step, now)
 
@@ -203,18 +200,16 @@ class Moves:
         """Take what a peer has said; returns whether a sequence is here no more."""
         word = _decoder.decode(payload)
         if isinstance(word, Called):
-            self._callers[word.call.request_id] = peer, word.attempt
+            self._callers[word.call.request_id] = peer
             self._giver.call(word.call)
         elif isinstance(word, Answered):
             taking = self._takings.get(word.answer.request_id)
-            if taking is not None and (taking.order.source, taking.attempt) == (peer, word.attempt):
+            if taking is not None and taking.order.move == word.answer.move:  # Else it is late.
                 self._take(taking, word, now)
         elif isinstance(word, Taken):
             return self._give(word.request)
-        elif self._callers.get(word.request, (peer, 0))[0] == peer:  # Else another has called meanwhile.
-            self._callers.pop(word.request, None)
-            if self._giver.left(word.request):
-                self._resumed.append(word.request)
+        elif self._giver.left(word.request, word.move):
+            self._resumed.append(word.request)
         return False
 
     def _give(self, request_id: int) -> bool:
@@ -238,7 +233,7 @@ class Moves:
             return
         taking.copied_tokens += pull.tokens
         taking.copied_s += seconds
-        self._do(self._taker.copied(request_id, self._body.block_s(taking.order.source)), now)
+        self._do(self._taker.copied(request_id, pull.move, self._body.block_s(taking.order.source)), now)
         while taking.heard and taking.copying is None and request_id in self._takings:
             self._take(taking, taking.heard.popleft(), now)
 
@@ -254,7 +249,7 @@ class Moves:
             return
         taking = self._takings[step.request_id]
         if isinstance(step, Call):
-            self._say(taking.order.source, Called(step, taking.attempt))
+            self._say(taking.order.source, Called(step))
         elif isinstance(step, Pull):
             taking.copying = step
             self._body.pull(step, taking.order.source)
@@ -283,7 +278,7 @@ class Moves:
         del self._takings[failure.request_id]
         if failure.soiled:
             self._body.scrub(list(failure.soiled))
-        self._say(taking.order.source, Left(failure.request_id))
+        self._say(taking.order.source, Left(failure.request_id, failure.move))
         self._failed[failure.request_id] = failure.why
 
     # -- the giver's end
@@ -317,15 +312,15 @@ class Moves:
     def _answers(self, now: float, *, may_stop: bool) -> list[tuple[Answered, int]]:
         found = []
         for answer in self._giver.answers(may_stop=may_stop):
-            peer, attempt = self._callers[answer.request_id]
+            peer = self._callers[answer.request_id]
             if answer.is_gone:
                 del self._callers[answer.request_id]
             parting = self._parting(answer.request_id, now) if answer.is_last else None
-            found.append((Answered(answer, attempt, parting), peer))
+            found.append((Answered(answer, parting), peer))
         return found
 
     def _offer(self, request_id: int, now: float) -> bytes:
-        return _encode(Answered(self._giver.offer(request_id), 0, self._parting(request_id, now)))
+        return _encode(Answered(self._giver.offer(request_id), self._parting(request_id, now)))
 
     def _parting(self, request_id: int, now: float) -> Parting:
         sequence = self._scheduler.find(request_id)

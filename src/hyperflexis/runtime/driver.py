@@ -331,6 +331,7 @@ class Driver:
         order = wire.TakeIn(
             submit=stream.submission(command.request_id, command.expected_tokens, self._clock()),
             source=command.source_id,
+            move=command.move,
             tokens=command.tokens,
             link_version=command.link_version,
             at_first_token=command.at_first_token,

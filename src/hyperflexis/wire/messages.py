@@ -168,6 +168,8 @@ class TakeIn(msgspec.Struct, frozen=True, array_like=True, tag=7):
 
     submit: Submit
     source: int
+    move: int
+    """The number of this attempt to move anything."""
     tokens: int
     """Room that it needs now."""
     link_version: int
