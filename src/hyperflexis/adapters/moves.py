@@ -182,10 +182,9 @@ class Moves:
             taking.given_up = why
             self._body.stop_pull(request_id)
 
-    def stay(self, request_id: int) -> None:
-        """Let a sequence that stands still go on here."""
-        self._callers.pop(request_id, None)
-        if self._giver.stay(request_id):
+    def stay(self, request_id: int, move: int | None) -> None:
+        """Let a sequence that stands still (for this move) go on here."""
+        if self._giver.stay(request_id) if move is None else self._giver.left(request_id, move):
             self._resumed.append(request_id)
 
     def cancelled(self, request_id: int, now: float) -> None:

@@ -99,7 +99,7 @@ class Stepping:
         elif isinstance(order, Abandon):
             self.moves.abandon(order.request, now)
         elif isinstance(order, Stay):
-            self.moves.stay(order.request)
+            self.moves.stay(order.request, order.move)
         elif isinstance(order, FromPeer):
             self._has_changed |= self.moves.hear(order.peer, order.payload, now)
 

@@ -407,7 +407,8 @@ class ControlPlane:
         if request.state is RequestState.STANDING and moved.at_first_token:
             self._handed_off[request.id] = request
             return []
-        return [self.migrations.stay(request, why)]
+        is_standing = request.state is RequestState.STANDING
+        return [self.migrations.stay(request, why, None if is_standing else moved.move)]
 
     def _on_lost(self, event: InstanceLost, now: float) -> list[Command]:
         """Forget the instance; what it had is dispatched again, with the tokens that its clients already have."""

@@ -343,9 +343,10 @@ class Driver:
         self._order(command.target_id, wire.Abandon(command.request_id))
 
     def _stay(self, command: Stay) -> None:
-        if stream := self._streams.get(command.request_id):
+        stream = self._streams.get(command.request_id)
+        if stream is not None and command.move is None:
             stream.offer = None
-        self._order(command.instance_id, wire.Stay(command.request_id))
+        self._order(command.instance_id, wire.Stay(command.request_id, command.move))
 
     def _assign_role(self, command: AssignRole) -> None:
         if member := self._members.get(command.instance_id):

@@ -189,6 +189,8 @@ class Stay(msgspec.Struct, frozen=True, array_like=True, tag=9):
     """Let a request that stands still go on here."""
 
     request: int
+    move: int | None = None
+    """Only if it stands still for this attempt to move it."""
 
 
 class FromPeer(msgspec.Struct, frozen=True, array_like=True, tag=10):
