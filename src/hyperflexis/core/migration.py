@@ -105,7 +105,8 @@ class Migrations:
         commands: list[Command] = []
         for moved in self.under_way.values():
             request = moved.request
-            if moved.source is instance and request.instance_id == instance.id:
+            is_live = self._cluster.requests.get(request.id) is request
+            if is_live and moved.source is instance and request.instance_id == instance.id:
                 request.stop_counting()
                 request.step(RequestStep.LOSE)
                 request.instance_id = None
