@@ -20,6 +20,7 @@ from hyperflexis.wire.messages import (
     StepReport,
     Submit,
     TakeIn,
+    Taken,
     ToPeer,
 )
 
@@ -34,7 +35,7 @@ class Instance(Heard):
         self.adapter: Adapter
         self.links: dict[int, str] = {}
         """By source: why its link has failed, or nothing."""
-        self.descriptors: list[bytes] = []
+        self.exposed: list[Exposed] = []
 
     def on_report(self, report: StepReport) -> None:
         super().on_report(report)
@@ -54,8 +55,9 @@ class Instance(Heard):
         if isinstance(news, ToPeer):
             self.relay.tell(news.peer, FromPeer(self.number, news.payload))
         elif isinstance(news, Exposed):
-            self.descriptors.append(news.descriptor)
-            self.relay.tell(news.peer, LinkTo(self.number, news.version, news.descriptor))
+            self.exposed.append(news)
+            if self.relay.passes_descriptors:
+                self.relay.tell(news.peer, LinkTo(self.number, news.version, news.descriptor))
         elif isinstance(news, Linked):
             self.links[news.peer] = ""
         elif isinstance(news, LinkFailed):
@@ -69,6 +71,7 @@ class Relay:
     def __init__(self, fleet: Fleet, instances: int = 2) -> None:
         self.fleet = fleet
         self.news = asyncio.Event()
+        self.passes_descriptors = True
         self.instances = [Instance(self, number) for number in range(instances)]
         for each in self.instances:
             each.adapter = fleet.start(each)
@@ -125,6 +128,7 @@ class Relay:
             assert self.under_way.pop(arrived.request) == (arrived.source, instance.number)
             assert arrived.emitted_tokens == len(self.tokens.get(arrived.request, []))
             self.homes[arrived.request] = instance.number
+            self.tell(arrived.source, Taken(arrived.request))
         self.offers.update(report.offers)
         for request, read in report.prompt_logprobs.items():
             assert request not in self.prompt_logprobs, "prompt log-probabilities came twice"

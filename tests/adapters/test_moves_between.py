@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
+from collections.abc import Iterator
+
 import pytest
 
-from adapters.fleets import GREEDY, Fleet, contract, submission
+from adapters.fleets import GREEDY, Fleet, NativeFleet, contract, submission
 from adapters.relay import Relay
-from hyperflexis.wire.messages import Abandon, FinishReason, Reclaim, Sampling, Stay, Unlink
+from hyperflexis.wire.messages import Abandon, ExposeKv, FinishReason, Reclaim, Sampling, Stay, Unlink
 
 PROMPT = [11 + i for i in range(40)]
 LONG = [11 + i % 50 for i in range(600)]
@@ -290,3 +294,107 @@ async def test_target_dies_in_the_middle(fleet: Fleet) -> None:
         assert relay.instances[0].finished[request] is FinishReason.LENGTH
     await relay.check_empty()
     relay.close()
+
+
+# -- real processes
+
+
+CHAOS = [
+    *SAMPLINGS.values(),
+    Sampling(temperature=1.2, seed=6, top_p=0.9, top_k=30, frequency_penalty=0.3),
+    Sampling(temperature=0.9, seed=8, prompt_logprobs=True),
+    Sampling(temperature=1.0, seed=9, stop_ids=tuple(range(0, 3000, 40)), min_tokens=4, logit_bias={40: 2.0}),
+]
+
+
+@pytest.fixture(scope="module")
+def checking_fleet() -> Iterator[NativeFleet]:
+    """Where KV that comes is compared with what was sent."""
+    made = NativeFleet(checks_transfers=True)
+    yield made
+    made.close()
+
+
+async def _chaos(relay: Relay, chance: random.Random, requests: int) -> None:
+    for each in relay.instances:
+        each.adapter.configure({"prefill_tokens_max": 96, "prefill_tokens_floor": 16})
+    shared = [chance.randrange(3000) for _ in range(200)]
+    for request in range(1, requests + 1):
+        own = [chance.randrange(3000) for _ in range(chance.randint(1, 300))]
+        prompt = shared[: chance.choice([0, 0, 64, 200])] + own
+        submit = submission(request, prompt, chance.randint(1, 60), sampling=chance.choice(CHAOS))
+        relay.submit(chance.randrange(len(relay.instances)), submit)
+    while len(relay.ended) < requests:
+        still = [i for i in range(1, requests + 1) if i not in relay.ended and i not in relay.under_way]
+        if still:
+            request = chance.choice(still)
+            others = [each.number for each in relay.instances if each.number != relay.homes[request]]
+            relay.move(request, target=chance.choice(others))
+            if chance.random() < 0.1:
+                relay.tell(relay.under_way[request][1], Abandon(request))
+        await asyncio.sleep(chance.choice([0.0, 0.0, 0.002, 0.02]))
+    await relay.until(lambda: not relay.under_way)
+
+
+async def _compare(relay: Relay, requests: int) -> None:
+    relay.instances[0].adapter.configure({})
+    for request in range(1, requests + 1):
+        submit = relay.submits[request]
+        await unmoved(relay, 1000 + request, (submit.prompt, submit.max_tokens, submit.sampling))
+        assert_alike(relay, request, 1000 + request)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_processes_move_requests_at_random(native_fleet: NativeFleet, seed: int) -> None:
+    async def play() -> None:
+        relay = Relay(native_fleet, instances=3)
+        await relay.linked()
+        await _chaos(relay, random.Random(seed), 24)
+        assert relay.moves - sum(map(len, relay.failed.values())) > 20
+        await _compare(relay, 24)
+        await relay.check_empty()
+        relay.close()
+
+    native_fleet.play(play())
+
+
+@pytest.mark.slow
+def test_processes_check_what_has_come(checking_fleet: NativeFleet) -> None:
+    async def play() -> None:
+        relay = Relay(checking_fleet)
+        await relay.linked()
+        await _chaos(relay, random.Random(1), 8)
+        assert not any("arrived" in why for whys in relay.failed.values() for why in whys)
+        await _compare(relay, 8)
+        relay.close()
+
+    checking_fleet.play(play())
+
+
+@pytest.mark.slow
+def test_process_that_has_taken_its_kv_back_is_not_read(native_fleet: NativeFleet) -> None:
+    """The lease is revoked between the order and the copy, or recycled: the request goes on where it is."""
+
+    async def play() -> None:
+        relay = Relay(native_fleet)
+        await relay.linked()
+        relay.submit(0, submission(1, LONG, 200))
+        await relay.until_heard(1, 1)
+        relay.tell(0, Reclaim(1, 1))
+        relay.move(1, target=1)
+        await relay.until_settled(1)
+        assert "was revoked" in relay.failed[1][0]
+        await relay.until(lambda: relay.instances[1].links[0])
+        assert await relay.link(0, 1, version=2) == ""
+        relay.passes_descriptors = False
+        relay.tell(0, ExposeKv(1, 3))
+        await relay.until(lambda: relay.instances[0].exposed[-1].version == 3)
+        relay.move(1, target=1, link_version=2)
+        await relay.until_ended(1)
+        assert "been recycled" in relay.failed[1][1]
+        assert len(relay.tokens[1]) == 200
+        await relay.check_empty()
+        relay.close()
+
+    native_fleet.play(play())

@@ -108,7 +108,7 @@ async def test_offer_spares_the_question() -> None:
         await asyncio.sleep(0.01)
         del world.control.policy.binder.choose  # type: ignore[union-attr]
         await client.ended()
-        assert said == ["ToPeer"], "something else was said than that it was taken"
+        assert said == []
         await world.settle()
 
 

@@ -1,12 +1,13 @@
 """An instance's ends of moves, spoken to in messages: the core's giver and taker, and what they say to those of peers.
 
 The same for every kind of instance; what differs, how KV is copied and what a sequence is beside it, is its body's.
-What peers say to each other passes through their driver as bytes, in the order in which it was said. Three rules of
-order keep a request in one place, whoever dies when:
+What peers say to each other passes through their driver as bytes, in the order in which it was said. Rules of order
+keep a request in one place, whoever dies when:
 
     last answer   after the report that has the sequence's last token here
-    taken         after the report that says that it has arrived, so that nobody forgets it before it is known
     left          before the report of the failure, so that it is not heard after the next taker's call
+    taken         is the driver's to say, to the source, when a report has told it: so nobody forgets a sequence before
+                  it is known where it is, or after it was sent back
 
 Calls all methods between two steps, and knows neither clock nor transport.
 """
@@ -46,20 +47,14 @@ class Answered(msgspec.Struct, frozen=True, array_like=True, tag=1):
     """With the last answer."""
 
 
-class Taken(msgspec.Struct, frozen=True, array_like=True, tag=2):
-    """It goes on here."""
-
-    request: int
-
-
-class Left(msgspec.Struct, frozen=True, array_like=True, tag=3):
-    """It does not, and is wanted no more."""
+class Left(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    """It is wanted no more."""
 
     request: int
     move: int
 
 
-PeerWord = Called | Answered | Taken | Left
+PeerWord = Called | Answered | Left
 _decoder: msgspec.msgpack.Decoder[PeerWord] = msgspec.msgpack.Decoder(PeerWord)
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -195,8 +190,8 @@ class Moves:
 
     # -- what peers say
 
-    def hear(self, peer: int, payload: bytes, now: float) -> bool:
-        """Take what a peer has said; returns whether a sequence is here no more."""
+    def hear(self, peer: int, payload: bytes, now: float) -> None:
+        """Take what a peer has said."""
         word = _decoder.decode(payload)
         if isinstance(word, Called):
             self._callers[word.call.request_id] = peer
@@ -205,13 +200,11 @@ class Moves:
             taking = self._takings.get(word.answer.request_id)
             if taking is not None and taking.order.move == word.answer.move:  # Else it is late.
                 self._take(taking, word, now)
-        elif isinstance(word, Taken):
-            return self._give(word.request)
         elif self._giver.left(word.request, word.move):
             self._resumed.append(word.request)
-        return False
 
-    def _give(self, request_id: int) -> bool:
+    def taken(self, request_id: int) -> bool:
+        """A sequence goes on elsewhere; returns whether it was still here."""
         self._callers.pop(request_id, None)
         was_here = self._scheduler.find(request_id) is not None
         self._giver.taken(request_id)
@@ -271,7 +264,6 @@ class Moves:
         self._arrived.append(
             Arrived(step.request_id, order.source, step.computed, emitted, taking.copied_tokens, taking.copied_s)
         )
-        self._letters.append(_letter(order.source, Taken(step.request_id)))
 
     def _give_up(self, failure: Failure, taking: _Taking) -> None:
         del self._takings[failure.request_id]

@@ -23,6 +23,7 @@ from hyperflexis.wire.messages import (
     StepReport,
     Submit,
     TakeIn,
+    Taken,
     TokenLogprobs,
 )
 
@@ -100,8 +101,10 @@ class Stepping:
             self.moves.abandon(order.request, now)
         elif isinstance(order, Stay):
             self.moves.stay(order.request, order.move)
+        elif isinstance(order, Taken):
+            self._has_changed |= self.moves.taken(order.request)
         elif isinstance(order, FromPeer):
-            self._has_changed |= self.moves.hear(order.peer, order.payload, now)
+            self.moves.hear(order.peer, order.payload, now)
 
     def has_news(self) -> bool:
         """Whether a report is due although no step runs: otherwise an instance that a cancel left idle looks busy."""

@@ -204,6 +204,8 @@ class Driver:
         for request_id, offer in report.offers.items():
             if stream := self._streams.get(request_id):
                 stream.offer = instance_id, offer
+        for arrived in report.arrived:  # At once, for the core may send it back.
+            self._order(arrived.source, wire.Taken(arrived.request))
         # The core hears of a first token before its client does, because a client may cancel on seeing it.
         if report.steps:
             self._feed(

@@ -193,7 +193,13 @@ class Stay(msgspec.Struct, frozen=True, array_like=True, tag=9):
     """Only if it stands still for this attempt to move it."""
 
 
-class FromPeer(msgspec.Struct, frozen=True, array_like=True, tag=10):
+class Taken(msgspec.Struct, frozen=True, array_like=True, tag=10):
+    """A peer has reported that this request has arrived there: forget it."""
+
+    request: int
+
+
+class FromPeer(msgspec.Struct, frozen=True, array_like=True, tag=11):
     """What a peer has said `ToPeer`."""
 
     peer: int
@@ -315,7 +321,7 @@ class ToPeer(msgspec.Struct, frozen=True, array_like=True, tag=6):
     payload: bytes
 
 
-Order = ExposeKv | Reclaim | LinkTo | Unlink | TakeIn | Abandon | Stay | FromPeer
+Order = ExposeKv | Reclaim | LinkTo | Unlink | TakeIn | Abandon | Stay | Taken | FromPeer
 """What an instance is told of links and moves."""
 News = Exposed | Linked | LinkFailed | ToPeer
 """What it says of them between its reports."""
