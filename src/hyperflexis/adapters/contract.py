@@ -31,7 +31,7 @@ class Adapter(Protocol):
     """One instance. Calls return at once; their effects are heard of through the listener."""
 
     def submit(self, submit: Submit) -> None:
-        """Take a request. What is submitted and cancelled in one turn of the event loop travels as one message."""
+        """Take a request. What is submitted in one turn of the event loop travels as one message."""
 
     def cancel(self, request_id: int) -> None:
         """Stop computing it, within one step. Ids that are not there (any more) are ignored."""

@@ -96,7 +96,12 @@ class ModelledAdapter:
         self.post(lambda: self._stepping.cancel(request_id, self._loop.time()))
 
     def configure(self, rules: Mapping[str, str | int | float | bool], version: int = 0) -> None:
-        self.post(partial(self._stepping.reconfigure, rules, version))
+        if self._is_stepping:
+            self.post(partial(self._stepping.reconfigure, rules, version))
+            return
+        self._stepping.reconfigure(rules, version)
+        if self._stepping.has_news():
+            self._wake()
 
     def order(self, order: Order) -> None:
         if isinstance(order, ExposeKv | Reclaim | LinkTo | Unlink):
@@ -118,9 +123,7 @@ class ModelledAdapter:
     def post(self, action: Callable[[], object]) -> None:
         """Do that between two steps, the next two that there are."""
         self._inbox.append(action)
-        if not self._is_stepping:
-            self._is_stepping = True
-            self._loop.call_soon(self._begin_step)
+        self._wake()
 
     def tell(self, news: News) -> None:
         if not self._is_closed:
@@ -130,6 +133,11 @@ class ModelledAdapter:
         self.post(lambda: self._stepping.moves.copied(request_id, why, seconds, self._loop.time()))
 
     # -- steps
+
+    def _wake(self) -> None:
+        if not self._is_stepping:
+            self._is_stepping = True
+            self._loop.call_soon(self._begin_step)
 
     def _announce(self, ready: Ready) -> None:
         if not self._is_closed:

@@ -184,7 +184,7 @@ class NativeAdapter(asyncio.Protocol):
         self._flush_soon()
 
     def cancel(self, request_id: int) -> None:
-        # At once: of two instances between which a request moves, its taker is told first, and is to know first.
+        # At once: where a request moves, its taker is told first, and must know before the giver frees its blocks.
         self._cancels.append(request_id)
         self._flush()
 
