@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from hyperflexis.core.handover import Pull
 from hyperflexis.core.step import Sequence
-from hyperflexis.wire.messages import Sampling, SequenceState, ToPeer
+from hyperflexis.wire.messages import MoveFailed, Sampling, SequenceState, ToPeer
 
 
 class Bystander:
     """Linked with everybody, by links of version 1; copies end when a test says so."""
 
     def __init__(self) -> None:
-        self.letters: list[ToPeer] = []
+        self.said: list[ToPeer | MoveFailed] = []
         self.pulls: list[tuple[Pull, int]] = []
         self.stopped: list[int] = []
         self.adopted: dict[int, SequenceState] = {}
         self.forgotten: list[int] = []
         self.scrubbed: list[list[int]] = []
 
-    def say(self, letter: ToPeer) -> None:
-        self.letters.append(letter)
+    def say(self, news: ToPeer | MoveFailed) -> None:
+        self.said.append(news)
 
     def refusal(self, peer: int, link_version: int) -> str:
         return "" if link_version == 1 else f"there is no such link with i{peer}"

@@ -15,6 +15,7 @@ from hyperflexis.wire.messages import (
     Linked,
     LinkFailed,
     LinkTo,
+    MoveFailed,
     News,
     Ready,
     StepReport,
@@ -58,6 +59,9 @@ class Instance(Heard):
             self.exposed.append(news)
             if self.relay.passes_descriptors:
                 self.relay.tell(news.peer, LinkTo(self.number, news.version, news.descriptor))
+        elif isinstance(news, MoveFailed):
+            self.relay.under_way.pop(news.request, None)
+            self.relay.failed.setdefault(news.request, []).append(news.why)
         elif isinstance(news, Linked):
             self.links[news.peer] = ""
         elif isinstance(news, LinkFailed):
@@ -139,9 +143,6 @@ class Relay:
             if index in report.logprobs:
                 self.logprobs.setdefault(request, []).append(report.logprobs[index])
         self.ended.update(report.finished)
-        for request, why in report.failed_moves.items():
-            self.under_way.pop(request, None)
-            self.failed.setdefault(request, []).append(why)
 
     async def until(self, condition: Callable[[], object]) -> None:
         """Wait; it is looked at whenever an instance has said anything."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ from hyperflexis.core.handover import NOWHERE, Answer, Call
 from hyperflexis.wire.messages import (
     Abandon,
     FromPeer,
+    MoveFailed,
     Sampling,
     Stay,
     StepReport,
@@ -59,12 +61,12 @@ class End:
     def hear(self, word: PeerWord) -> None:
         self.order(FromPeer(PEER, msgspec.msgpack.encode(word)))
 
-    def said(self) -> list[PeerWord]:
+    def said(self) -> list[PeerWord | MoveFailed]:
         """What it has said at once, since it was asked last."""
-        letters, self.body.letters = self.body.letters, []
-        return words(letters)
+        said, self.body.said = self.body.said, []
+        return words(said)
 
-    def letters(self) -> list[PeerWord]:
+    def letters(self) -> list[PeerWord | MoveFailed]:
         """What was to be said after the report."""
         return words(self.stepping.moves.letters())
 
@@ -73,9 +75,15 @@ class End:
         self.stepping.scheduler.check()
 
 
-def words(letters: list[ToPeer]) -> list[PeerWord]:
-    assert all(letter.peer == PEER for letter in letters)
-    return [msgspec.msgpack.decode(letter.payload, type=PeerWord) for letter in letters]
+def words(said: Sequence[ToPeer | MoveFailed]) -> list[PeerWord | MoveFailed]:
+    found: list[PeerWord | MoveFailed] = []
+    for news in said:
+        if isinstance(news, ToPeer):
+            assert news.peer == PEER
+            found.append(msgspec.msgpack.decode(news.payload, type=PeerWord))
+        else:
+            found.append(news)
+    return found
 
 
 def submit(request: int = 1, prompt: int = 10, max_tokens: int = 20, **fields: Any) -> Submit:
@@ -156,12 +164,9 @@ def test_copy_that_fails_leaves_nothing_behind() -> None:
     end.hear(LAST)
     end.said()
     end.copied("bytes were lost")
-    assert end.said() == [Left(1, 1)], "it is said before the failure is reported"
+    assert end.said() == [Left(1, 1), MoveFailed(1, "bytes were lost")]
     assert end.body.scrubbed == [list(end.body.pulls[0][0].target_blocks)]
     assert end.free == free
-    assert end.stepping.has_news()
-    assert end.step().failed_moves == {1: "bytes were lost"}
-    assert not end.stepping.has_news()
 
 
 def test_blocks_that_are_written_to_are_nobody_elses() -> None:
@@ -177,8 +182,7 @@ def test_blocks_that_are_written_to_are_nobody_elses() -> None:
     assert end.said() == []
     end.copied()
     assert end.free == free
-    assert end.said() == [Left(1, 1)]
-    assert list(end.step().failed_moves) == [1]
+    assert end.said() == [Left(1, 1), MoveFailed(1, "it was given up")]
 
 
 def test_answer_that_it_is_gone_waits_for_the_copy() -> None:
@@ -190,7 +194,7 @@ def test_answer_that_it_is_gone_waits_for_the_copy() -> None:
     assert end.free == free - 3
     end.copied()
     assert end.free == free
-    assert "left its instance" in end.step().failed_moves[1]
+    assert "left its instance" in end.said()[-1].why
 
 
 def test_what_was_said_meanwhile_is_copied_next() -> None:
@@ -223,22 +227,20 @@ def test_cancelled_request_is_taken_in_no_more() -> None:
     end.order(take_in())
     end.said()
     assert not end.stepping.cancel(1, end.now)
-    assert end.said() == [Left(1, 1)]
+    assert end.said() == [Left(1, 1), MoveFailed(1, "its client has left")]
     assert end.free == free
-    assert end.step().failed_moves == {1: "its client has left"}
 
 
 def test_refused_link_is_a_failed_move() -> None:
     end = End()
     end.order(take_in(link_version=2))
-    assert end.said() == []
-    assert end.step().failed_moves == {1: "there is no such link with i5"}
+    assert end.said() == [MoveFailed(1, "there is no such link with i5")]
 
 
 def test_no_room_is_a_failed_move() -> None:
     end = End(blocks=2)
     end.order(take_in())
-    assert "no room" in end.step().failed_moves[1]
+    assert "no room" in end.said()[-1].why
 
 
 # -- the giver

@@ -25,6 +25,7 @@ from hyperflexis.wire.messages import (
     Linked,
     LinkFailed,
     LinkTo,
+    MoveFailed,
     News,
     Order,
     Ready,
@@ -199,8 +200,8 @@ class _Peers:
 
     # -- `moves.Body`
 
-    def say(self, letter: ToPeer) -> None:
-        self._owner.tell(letter)
+    def say(self, news: ToPeer | MoveFailed) -> None:
+        self._owner.tell(news)
 
     def refusal(self, peer: int, link_version: int) -> str:
         return "" if self._links.get(peer) == link_version else f"there is no such link with i{peer}"

@@ -5,7 +5,7 @@ What peers say to each other passes through their driver as bytes, in the order 
 keep a request in one place, whoever dies when:
 
     last answer   after the report that has the sequence's last token here
-    left          before the report of the failure, so that it is not heard after the next taker's call
+    left          before the word of the failure, so that it is not heard after the next taker's call
     taken         is the driver's to say, to the source, when a report has told it: so nobody forgets a sequence before
                   it is known where it is, or after it was sent back
 
@@ -23,7 +23,7 @@ import msgspec
 from hyperflexis.adapters.sequences import sequence_of
 from hyperflexis.core.handover import Answer, Call, Complete, Failure, Giver, Pull, Taker, TakerStep
 from hyperflexis.core.step import Sequence, StepScheduler
-from hyperflexis.wire.messages import Arrived, SequenceState, TakeIn, TokenLogprobs, ToPeer
+from hyperflexis.wire.messages import Arrived, MoveFailed, SequenceState, TakeIn, TokenLogprobs, ToPeer
 
 # What peers say.
 
@@ -65,8 +65,8 @@ _encode = msgspec.msgpack.Encoder().encode
 class Body(Protocol):
     """The instance that moves have an end in."""
 
-    def say(self, letter: ToPeer) -> None:
-        """Have the driver pass this on."""
+    def say(self, news: ToPeer | MoveFailed) -> None:
+        """Tell the driver."""
 
     def refusal(self, peer: int, link_version: int) -> str:
         """Why nothing can be taken from there by this link; empty if it can."""
@@ -99,7 +99,6 @@ class StepMoves(NamedTuple):
     suspended: list[int]
     resumed: list[int]
     arrived: list[Arrived]
-    failed: dict[int, str]
     offers: dict[int, bytes]
 
 
@@ -133,13 +132,12 @@ class Moves:
         """Request → the peer that asked for it last."""
         self._resumed: list[int] = []
         self._arrived: list[Arrived] = []
-        self._failed: dict[int, str] = {}
         self._letters: list[ToPeer] = []
         """To be said after the next report."""
 
     def has_news(self) -> bool:
         """Whether a report is due although no step runs."""
-        return bool(self._arrived or self._resumed or self._failed) or self._giver.may_stop()
+        return bool(self._arrived or self._resumed) or self._giver.may_stop()
 
     # -- orders
 
@@ -148,7 +146,7 @@ class Moves:
         request_id, submit = order.submit.request, order.submit
         why = self._body.refusal(order.source, order.link_version)
         if why:
-            self._failed[request_id] = why
+            self._body.say(MoveFailed(request_id, why))
             return
         taking = self._takings[request_id] = _Taking(order, now)
         step = self._taker.begin(
@@ -270,7 +268,7 @@ class Moves:
         if failure.soiled:
             self._body.scrub(list(failure.soiled))
         self._say(taking.order.source, Left(failure.request_id, failure.move))
-        self._failed[failure.request_id] = failure.why
+        self._body.say(MoveFailed(failure.request_id, failure.why))
 
     # -- the giver's end
 
@@ -291,8 +289,8 @@ class Moves:
         offers = {i: self._offer(i, now) for i in handed_off if i not in called}
         if self._callers and not self._giver.is_called():
             self._callers = {i: caller for i, caller in self._callers.items() if self._scheduler.find(i) is not None}
-        told = StepMoves([*handed_off, *stopped], self._resumed, self._arrived, self._failed, offers)
-        self._resumed, self._arrived, self._failed = [], [], {}
+        told = StepMoves([*handed_off, *stopped], self._resumed, self._arrived, offers)
+        self._resumed, self._arrived = [], []
         return told
 
     def letters(self) -> list[ToPeer]:

@@ -154,7 +154,6 @@ class Stepping:
             arrived=moves.arrived,
             suspended=moves.suspended,
             offers=moves.offers,
-            failed_moves=moves.failed,
             rules_version=self._rules_version,
         )
         return report, [*ended, *outcome.errors]

@@ -228,8 +228,6 @@ class Driver:
         for request_id, reason in zip(report.finished, report.reasons, strict=True):
             emitted = len(stream.emitted) if (stream := self._streams.get(request_id)) else 0
             self._feed(RequestFinished(instance_id, request_id, emitted, failed=reason == FinishReason.FAILED))
-        for request_id, why in report.failed_moves.items():
-            self._feed(TransferFailed(request_id, instance_id, why))
 
     def _hand_out(self, report: StepReport) -> None:
         """Give each stream its tokens and remember how those that end have ended."""
@@ -258,6 +256,8 @@ class Driver:
             self._order(news.peer, wire.FromPeer(instance_id, news.payload))
         elif isinstance(news, wire.Exposed):
             self._order(news.peer, wire.LinkTo(instance_id, news.version, news.descriptor))
+        elif isinstance(news, wire.MoveFailed):
+            self._feed(TransferFailed(news.request, instance_id, news.why))
         elif isinstance(news, wire.Linked):
             self._feed(Linked(news.peer, instance_id, news.version))
         else:

@@ -164,7 +164,7 @@ class Unlink(msgspec.Struct, frozen=True, array_like=True, tag=6):
 
 
 class TakeIn(msgspec.Struct, frozen=True, array_like=True, tag=7):
-    """Take a request from a peer while it runs. A later report has it in `arrived` or in `failed_moves`."""
+    """Take a request from a peer while it runs. A later report has it in `arrived`, or `MoveFailed` is said."""
 
     submit: Submit
     source: int
@@ -277,8 +277,6 @@ class StepReport(msgspec.Struct, frozen=True, array_like=True, tag=1):
     """Requests that stand still from its end on, to go on elsewhere."""
     offers: dict[int, bytes] = {}
     """By request, of those that were handed off and that nobody has called for: what whoever takes it will need."""
-    failed_moves: dict[int, str] = {}
-    """By request: why it has not been taken in. Nothing of it is left here."""
     rules_version: int = 0
     """Of the rules in force."""
 
@@ -321,9 +319,16 @@ class ToPeer(msgspec.Struct, frozen=True, array_like=True, tag=6):
     payload: bytes
 
 
+class MoveFailed(msgspec.Struct, frozen=True, array_like=True, tag=7):
+    """A request has not been taken in, and nothing of it is left here."""
+
+    request: int
+    why: str
+
+
 Order = ExposeKv | Reclaim | LinkTo | Unlink | TakeIn | Abandon | Stay | Taken | FromPeer
 """What an instance is told of links and moves."""
-News = Exposed | Linked | LinkFailed | ToPeer
+News = Exposed | Linked | LinkFailed | ToPeer | MoveFailed
 """What it says of them between its reports."""
 ToInstance = Work | Configure | Shutdown | Order
 FromInstance = Ready | StepReport | Failed | News

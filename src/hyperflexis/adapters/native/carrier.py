@@ -12,7 +12,7 @@ from hyperflexis.core.handover import Pull
 from hyperflexis.core.step import Sequence
 from hyperflexis.engine.runner import Runner
 from hyperflexis.wire.framing import BlockingChannel
-from hyperflexis.wire.messages import SequenceState, ToInstance, ToPeer
+from hyperflexis.wire.messages import MoveFailed, SequenceState, ToInstance, ToPeer
 
 
 class Carrier:
@@ -24,10 +24,10 @@ class Carrier:
         self._peers = peers
         self._is_on_device = runner.pool.data.device.type != "cpu"
 
-    def say(self, letter: ToPeer) -> None:
+    def say(self, news: ToPeer | MoveFailed) -> None:
         if self._is_on_device:  # What is told of must have been written, which no peer could wait for.
             torch.accelerator.synchronize()
-        self._channel.send(letter)
+        self._channel.send(news)
 
     def refusal(self, peer: int, link_version: int) -> str:
         return self._peers.refusal(peer, link_version)
