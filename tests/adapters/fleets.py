@@ -21,7 +21,7 @@ from hyperflexis.adapters.modelled import ModelledAdapter
 from hyperflexis.adapters.native.host import NativeAdapter
 from hyperflexis.core.instance import Role
 from hyperflexis.runtime.launchers.local import LocalLauncher, LocalSpec
-from hyperflexis.wire.messages import FinishReason, Ready, Sampling, StepReport, Submit
+from hyperflexis.wire.messages import FinishReason, News, Ready, Sampling, StepReport, Submit
 
 DEMO_MODEL = Path(__file__).parents[2] / "src" / "hyperflexis" / "demo_model"
 PATIENCE_S = 60.0
@@ -39,6 +39,7 @@ class Heard:
         self.finished: dict[int, FinishReason] = {}
         self.errors: dict[int, str] = {}
         self.lost: list[str] = []
+        self.news: list[News] = []
         self._news = asyncio.Event()
 
     def on_ready(self, ready: Ready) -> None:
@@ -58,6 +59,11 @@ class Heard:
             assert request not in self.finished, "it ended twice"
             self.finished[request] = FinishReason(reason)
         self.errors.update(report.errors)
+        self._news.set()
+
+    def on_news(self, news: News) -> None:
+        assert not self.lost, "news after the loss"
+        self.news.append(news)
         self._news.set()
 
     def on_lost(self, why: str) -> None:

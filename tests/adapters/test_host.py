@@ -53,14 +53,18 @@ async def turn() -> None:
 
 
 @virtual
-async def test_all_of_one_turn_travels_as_one_message(peer: Peer) -> None:
+async def test_all_of_one_turn_travels_as_one_message_up_to_a_cancellation(peer: Peer) -> None:
     adapter = peer.adapter(Heard())
     await turn()
     adapter.submit(submission(1, [1, 2]))
     adapter.cancel(7)
     adapter.submit(submission(2, [3]))
+    adapter.submit(submission(3, [4]))
     await turn()
-    assert peer.receive() == [Work([submission(1, [1, 2]), submission(2, [3])], [7])]
+    assert peer.receive() == [
+        Work([submission(1, [1, 2])], [7]),
+        Work([submission(2, [3]), submission(3, [4])], []),
+    ]
     adapter.close()
     await turn()
 

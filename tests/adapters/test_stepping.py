@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from adapters.bodies import Bystander
 from helpers.builders import SIMPLE, scheduler
-from hyperflexis.adapters.stepping import StepOutcome, Stepping, sequence_of, step_rules
+from hyperflexis.adapters.sequences import sequence_of
+from hyperflexis.adapters.stepping import StepOutcome, Stepping, step_rules
 from hyperflexis.core.blocks import BlockPool
 from hyperflexis.core.cadence import STEPS_MAX
 from hyperflexis.core.latency import LatencyModel, OnlineLatency, StepHistory, StepShape
@@ -84,7 +86,7 @@ def test_prompt_whose_logprobs_are_wanted_is_computed_whole() -> None:
 
 
 def test_report_of_a_life() -> None:
-    stepping = Stepping(scheduler(blocks=10, block_tokens=4))
+    stepping = Stepping(scheduler(blocks=10, block_tokens=4), Bystander())
     assert stepping.submit(submit(prompt=8, max_tokens=2), now=0.0)
     first, ended = step(stepping)
     assert (first.requests, first.tokens, first.started, first.cached_tokens) == ([1], [7], [1], [0])
@@ -100,14 +102,14 @@ def test_report_of_a_life() -> None:
 
 
 def test_stop_id_is_said_as_the_reason() -> None:
-    stepping = Stepping(scheduler())
+    stepping = Stepping(scheduler(), Bystander())
     stepping.submit(submit(sampling=Sampling(stop_ids=(7,))), now=0.0)
     report, ended = step(stepping)
     assert (report.tokens, report.finished, report.reasons, ended) == ([7], [1], [FinishReason.STOP], [1])
 
 
 def test_found_prefix_is_reported() -> None:
-    stepping = Stepping(scheduler(block_tokens=4))
+    stepping = Stepping(scheduler(block_tokens=4), Bystander())
     stepping.submit(submit(1, prompt=9, max_tokens=1), now=0.0)
     step(stepping)
     again = Submit(2, submit(1, prompt=9).prompt, [], 1, Sampling())
@@ -117,7 +119,7 @@ def test_found_prefix_is_reported() -> None:
 
 
 def test_request_that_can_never_run_is_reported_as_failed_without_a_step() -> None:
-    stepping = Stepping(scheduler(blocks=4, block_tokens=4))
+    stepping = Stepping(scheduler(blocks=4, block_tokens=4), Bystander())
     assert not stepping.submit(submit(prompt=14, max_tokens=3), now=0.0)
     assert stepping.has_news()
     report, ended = stepping.report(stepping.scheduler.plan(0.0), StepOutcome({}, 0.0), 0.0)
@@ -128,14 +130,14 @@ def test_request_that_can_never_run_is_reported_as_failed_without_a_step() -> No
 
 
 def test_impossible_promise_is_reported_as_failed() -> None:
-    stepping = Stepping(scheduler())
+    stepping = Stepping(scheduler(), Bystander())
     assert not stepping.submit(submit(ttft_s=-1.0), now=0.0)
     report, _ = step(stepping)
     assert "ttft_s" in report.errors[1]
 
 
 def test_request_that_the_engine_refuses_is_reported_as_failed() -> None:
-    stepping = Stepping(scheduler(blocks=10, block_tokens=4))
+    stepping = Stepping(scheduler(blocks=10, block_tokens=4), Bystander())
     stepping.submit(submit(1), now=0.0)
     stepping.submit(submit(2), now=0.0)
     stepping.refuse(1, "a token outside the vocabulary")
@@ -148,7 +150,7 @@ def test_request_that_the_engine_refuses_is_reported_as_failed() -> None:
 
 
 def test_sequence_that_fails_in_a_step_is_dropped_and_reported() -> None:
-    stepping = Stepping(scheduler(blocks=10, block_tokens=4))
+    stepping = Stepping(scheduler(blocks=10, block_tokens=4), Bystander())
     for request in (1, 2):
         stepping.submit(submit(request), now=0.0)
     report, ended = step(stepping, errors={1: "not finite"})
@@ -159,7 +161,7 @@ def test_sequence_that_fails_in_a_step_is_dropped_and_reported() -> None:
 
 
 def test_ends_and_failures_stand_side_by_side() -> None:
-    stepping = Stepping(scheduler(blocks=10, block_tokens=4))
+    stepping = Stepping(scheduler(blocks=10, block_tokens=4), Bystander())
     stepping.submit(submit(1, max_tokens=1), now=0.0)
     stepping.submit(submit(2), now=0.0)
     stepping.submit(submit(3, prompt=100), now=0.0)
@@ -171,7 +173,7 @@ def test_ends_and_failures_stand_side_by_side() -> None:
 
 
 def test_logprobs_are_by_column_of_the_tokens() -> None:
-    stepping = Stepping(scheduler())
+    stepping = Stepping(scheduler(), Bystander())
     for request in (1, 2, 3):
         stepping.submit(submit(request), now=0.0)
     row = TokenLogprobs(7, -0.5, [7], [-0.5])
@@ -181,7 +183,7 @@ def test_logprobs_are_by_column_of_the_tokens() -> None:
 
 
 def test_prompt_logprobs_are_passed_on() -> None:
-    stepping = Stepping(scheduler())
+    stepping = Stepping(scheduler(), Bystander())
     stepping.submit(submit(1, sampling=Sampling(prompt_logprobs=True)), now=0.0)
     rows = [TokenLogprobs(7, -0.5, [], [])]
     report, _ = step(stepping, prompt_logprobs={1: rows})
@@ -189,7 +191,7 @@ def test_prompt_logprobs_are_passed_on() -> None:
 
 
 def test_preempted_are_reported() -> None:
-    stepping = Stepping(scheduler(blocks=3, block_tokens=4))
+    stepping = Stepping(scheduler(blocks=3, block_tokens=4), Bystander())
     stepping.submit(submit(1, prompt=4, max_tokens=8), now=0.0)
     stepping.submit(submit(2, prompt=4, max_tokens=8), now=0.0)
     reports = [step(stepping)[0] for _ in range(8)]
@@ -197,7 +199,7 @@ def test_preempted_are_reported() -> None:
 
 
 def test_steps_of_decodes_alone_are_told_a_few_at_a_time() -> None:
-    stepping = Stepping(scheduler(blocks=1000, block_tokens=4))
+    stepping = Stepping(scheduler(blocks=1000, block_tokens=4), Bystander())
     stepping.submit(submit(1, max_tokens=3 * STEPS_MAX), now=0.0)
     reports = [step(stepping)[0] for _ in range(2 * STEPS_MAX + 4)]
     assert (reports[0].began, reports[0].steps) == ([1], 1)
@@ -211,7 +213,7 @@ def test_steps_of_decodes_alone_are_told_a_few_at_a_time() -> None:
 
 @pytest.mark.parametrize("news", ["end", "cancel", "failure", "preemption"])
 def test_step_with_news_is_told_with_those_before_it(news: str) -> None:
-    stepping = Stepping(scheduler(blocks=8, block_tokens=4))
+    stepping = Stepping(scheduler(blocks=8, block_tokens=4), Bystander())
     stepping.submit(submit(1, prompt=8, max_tokens=5 if news == "end" else 24), now=0.0)
     if news == "preemption":
         stepping.submit(submit(2, prompt=8, max_tokens=24), now=0.0)
@@ -219,7 +221,7 @@ def test_step_with_news_is_told_with_those_before_it(news: str) -> None:
     quiet = [step(stepping)[0] for _ in range(8 if news == "preemption" else 3)]
     assert [report.steps for report in quiet] == [0] * len(quiet)
     if news == "cancel":
-        stepping.cancel(1)
+        stepping.cancel(1, 0.0)
         assert stepping.has_news()
     report, _ = step(stepping, errors={1: "not finite"} if news == "failure" else {})
     assert report.steps == len(quiet) + 1
@@ -228,7 +230,7 @@ def test_step_with_news_is_told_with_those_before_it(news: str) -> None:
 def test_new_latency_model_is_reported_when_there_is_one() -> None:
     shape = StepShape(8, 64, 0, 0)
     latency = OnlineLatency(SIMPLE, StepHistory([(shape, 0.02), (StepShape(0, 0, 1, 10), 0.01)]))
-    stepping = Stepping(StepScheduler(BlockPool(1000, 4), 4, latency))
+    stepping = Stepping(StepScheduler(BlockPool(1000, 4), 4, latency), Bystander())
     stepping.submit(submit(max_tokens=200), now=0.0)
     reports = [step(stepping)[0] for _ in range(OnlineLatency.REFIT_STEPS)]
     assert all(report.latency is None for report in reports[:-1])

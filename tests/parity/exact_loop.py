@@ -14,7 +14,7 @@ from contextvars import Context
 from typing import Any, TypeVar
 
 from helpers.virtual_loop import VirtualLoop
-from hyperflexis.sim.kernel import TICK_S
+from hyperflexis.sim.kernel import TICK_S, to_ticks_s
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ class ExactLoop(VirtualLoop):
     def call_at(
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
-        assert (when / TICK_S).is_integer(), f"{when} s is no instant of the simulator's clock"
+        when = to_ticks_s(when)
         if when <= self.time():
             return self.call_soon(callback, *args, context=context)  # type: ignore[return-value]
         made = asyncio.events.TimerHandle

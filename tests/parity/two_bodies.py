@@ -12,7 +12,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import asdict, dataclass, replace
 
 from hyperflexis.adapters.contract import Adapter, Listener
-from hyperflexis.adapters.modelled import ModelledAdapter
+from hyperflexis.adapters.modelled import ModelledAdapter, Ways
 from hyperflexis.core.commands import Command
 from hyperflexis.core.control import ControlPlane, FixedFleet
 from hyperflexis.core.events import Event, RequestCancelled
@@ -24,6 +24,7 @@ from hyperflexis.core.step import Sequence
 from hyperflexis.policies import create
 from hyperflexis.runtime.driver import Driver
 from hyperflexis.runtime.streams import End
+from hyperflexis.sim.fabric import FabricSpec
 from hyperflexis.sim.instance import in_ticks
 from hyperflexis.sim.job import Job
 from hyperflexis.sim.kernel import to_ticks_s
@@ -34,6 +35,9 @@ from parity import exact_loop
 BLOCK_TOKENS = 16
 PREFILL_TOKENS_MAX = 256
 STOP = 2**31
+FABRIC = FabricSpec(message_s=0.0)
+"""Words take no time, as they take none within one loop. Nothing is known of bytes, so copies take their latency."""
+WAYS = Ways(copy_s=lambda _: FABRIC.latency_s, link_s=FABRIC.link_s)
 LINGERS_S = 64.0
 """After the last answer the fleet is still looked after; by then that is over."""
 CLASSES = {
@@ -75,6 +79,7 @@ class World:
     max_tokens: int = 256
     shares_prefixes: bool = True
     runs_through: bool = False
+    roles: tuple[Role, ...] = ()
 
     @property
     def capacity(self) -> Capacity:
@@ -121,6 +126,8 @@ class _Simulation(Simulation):
             losses_s=world.losses_s,
             startup_s=world.startup_s,
             runs_through=world.runs_through,
+            roles=world.roles,
+            fabric=FABRIC,
         )
 
         def observe(now: float, event: Event, commands: list[Command]) -> None:
@@ -208,6 +215,7 @@ class _Launcher:
             startup_s=to_ticks_s(self._world.startup_s),
             step_s=self._step_s,
             next_token_of=self._next_token,
+            ways=WAYS,
         )
         self._adapters[instance_id] = adapter
         return adapter
@@ -234,7 +242,9 @@ class _Live:
         self._asks = asks
         self._next = 0
         self._clients: list[_Client] = []
-        control = _Recording(create(world.policy, PREFILL_TOKENS_MAX), FixedFleet(world.instances), 10_000_000)
+        control = _Recording(
+            create(world.policy, PREFILL_TOKENS_MAX), FixedFleet(world.instances, world.roles), 10_000_000
+        )
         control.journal = journal
         self._launcher = _Launcher(world, asks)
         self._driver = Driver(control, self._launcher, BLOCK_TOKENS, clock=self._loop.time)

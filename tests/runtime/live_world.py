@@ -8,9 +8,9 @@ from dataclasses import asdict
 
 from helpers.builders import SIMPLE
 from hyperflexis.adapters.contract import Adapter, Listener
-from hyperflexis.adapters.modelled import ModelledAdapter, next_token
+from hyperflexis.adapters.modelled import ModelledAdapter, Ways, next_token
 from hyperflexis.core.commands import Command
-from hyperflexis.core.control import ControlPlane, FixedFleet
+from hyperflexis.core.control import ControlPlane, FixedFleet, Policy
 from hyperflexis.core.events import Event
 from hyperflexis.core.instance import Role
 from hyperflexis.core.latency import LatencyModel
@@ -121,8 +121,11 @@ class DeadAdapter:
     def cancel(self, request_id: int) -> None:
         raise AssertionError("an instance that is not ready has nothing to cancel")
 
-    def configure(self, rules: object) -> None:
+    def configure(self, rules: object, version: int = 0) -> None:
         raise AssertionError("an instance that is not ready is not configured")
+
+    def order(self, order: object) -> None:
+        raise AssertionError("an instance that is not ready is no end of a link")
 
     def close(self) -> None:
         pass
@@ -139,10 +142,12 @@ class ModelledLauncher:
         model: LatencyModel = SIMPLE,
         startup_s: float = STARTUP_S,
         failing: Callable[[int], bool] = lambda ordinal: False,
+        ways: Ways | None = None,
     ) -> None:
         self.ready = Ready(blocks, BLOCK_TOKENS, seqs_max, asdict(model), [], "model")
         self.startup_s = startup_s
         self.failing = failing
+        self.ways = ways
         self.launched_s: list[float] = []
         self.adapters: dict[int, ModelledAdapter] = {}
         """Those that live, and those that were closed."""
@@ -154,7 +159,7 @@ class ModelledLauncher:
         if self.failing(ordinal):
             loop.call_later(self.startup_s, listener.on_lost, "it does not start")
             return DeadAdapter()
-        adapter = ModelledAdapter(listener, self.ready, loop, startup_s=self.startup_s)
+        adapter = ModelledAdapter(listener, self.ready, loop, startup_s=self.startup_s, ways=self.ways)
         self.adapters[instance_id] = adapter
         return adapter
 
@@ -171,13 +176,14 @@ class World:
         instances: int = 2,
         requests_max: int = 10_000,
         prefill_tokens_max: int = 64,
-        policy: str = "hyperflexis",
+        policy: str | Policy = "hyperflexis",
         fleet: FixedFleet | None = None,
         launcher: ModelledLauncher | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         fleet = fleet or FixedFleet(instances)
-        self.control = CheckedControlPlane(create(policy, prefill_tokens_max), fleet, requests_max)
+        made = create(policy, prefill_tokens_max) if isinstance(policy, str) else policy
+        self.control = CheckedControlPlane(made, fleet, requests_max)
         self.control.journal = []
         self.launcher = launcher or ModelledLauncher()
         self.driver = Driver(self.control, self.launcher, BLOCK_TOKENS, clock=self.loop.time)
@@ -196,6 +202,9 @@ class World:
 
     async def ready(self) -> None:
         await self.driver.wait_until(lambda: self.driver.ready_instances == self.control.fleet.instances)
+        # Where requests move, instances are linked before they take work, which no event tells.
+        while len(self.control.cluster.ready) < self.control.fleet.instances:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
 
     def submit(self, prompt: Sequence[int] | int = 20, max_tokens: int = 10, **fields: object) -> Client:
         client = Client(generate(prompt, max_tokens, **fields))
@@ -232,5 +241,8 @@ class World:
             adapter.scheduler.check()
             assert adapter.scheduler.is_idle(), repr(adapter.scheduler)
             assert adapter.scheduler.pool.blocks_free == adapter.scheduler.pool.blocks
+            assert not adapter.scheduler.moves.expected
+            assert not adapter._stepping.moves._takings
+            assert not adapter._stepping.moves._callers
         for instance in self.control.cluster.instances.values():
             assert instance.is_empty, instance.name

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 from hyperflexis.adapters.contract import Adapter
-from hyperflexis.adapters.stepping import sequence_of
+from hyperflexis.adapters.sequences import sequence_of
 from hyperflexis.core.instance import Role
 from hyperflexis.runtime.registry import InstanceStatus, Member, status_of
 from hyperflexis.runtime.streams import Sink, Stream

@@ -77,7 +77,7 @@ def test_random_bytes_give_messages_or_an_error_and_nothing_else(data: bytes) ->
     frames: Frames[ToInstance] = Frames(ToInstance)
     try:
         for message in frames.feed(data):
-            assert isinstance(message, Work | Configure | Shutdown)
+            assert isinstance(message, msgspec.Struct)
     except WireError:
         pass
 

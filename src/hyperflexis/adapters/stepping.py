@@ -1,7 +1,7 @@
 """The part of an instance that is the same whatever computes its tokens: messages in, step plans out, reports back.
 
-Turns `Submit`s into sequences of the core's step scheduler (durations become instants of the local clock), and a plan
-with its sampled tokens into a `StepReport`. Both the native engine and the modelled one step through this.
+Turns `Submit`s into sequences of the core's step scheduler, and a plan with its sampled tokens into a `StepReport`;
+what concerns moves goes to `moves`. Both the native engine and the modelled one step through this.
 """
 
 from __future__ import annotations
@@ -10,10 +10,22 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from hyperflexis.adapters.moves import Body, Moves
+from hyperflexis.adapters.sequences import sequence_of
 from hyperflexis.core.cadence import Cadence
-from hyperflexis.core.slo import Slo
-from hyperflexis.core.step import Sequence, StepPlan, StepRules, StepScheduler
-from hyperflexis.wire.messages import FinishReason, StepReport, Submit, TokenLogprobs
+from hyperflexis.core.step import StepPlan, StepRules, StepScheduler
+from hyperflexis.wire.messages import (
+    Abandon,
+    FinishReason,
+    FromPeer,
+    Order,
+    Stay,
+    StepReport,
+    Submit,
+    TakeIn,
+    Taken,
+    TokenLogprobs,
+)
 
 
 def step_rules(fields: Mapping[str, Any]) -> StepRules:
@@ -26,24 +38,6 @@ def step_rules(fields: Mapping[str, Any]) -> StepRules:
         return StepRules(**fields)
     except TypeError as error:
         raise ValueError(f"unknown step rule: {error}") from error
-
-
-def sequence_of(submit: Submit, now: float) -> Sequence:
-    """The scheduler's view of a request; `now` is the local clock."""
-    age_s = submit.first_token_age_s
-    return Sequence(
-        id=submit.request,
-        tokens=submit.prompt + submit.emitted,
-        prompt_tokens=len(submit.prompt),
-        max_tokens=submit.max_tokens,
-        slo=Slo(submit.ttft_s, submit.tpot_s, submit.e2e_s),
-        arrived_s=now - submit.waited_s,
-        priority=submit.priority,
-        stop_ids=frozenset(submit.sampling.stop_ids),
-        first_token_s=None if age_s is None else now - age_s,
-        reuses_prefix=not submit.sampling.prompt_logprobs,
-        expected_tokens=submit.expected_tokens,
-    )
 
 
 @dataclass(slots=True)
@@ -60,8 +54,10 @@ class StepOutcome:
 class Stepping:
     """The scheduler of one instance, spoken to in messages."""
 
-    def __init__(self, scheduler: StepScheduler) -> None:
+    def __init__(self, scheduler: StepScheduler, body: Body) -> None:
         self.scheduler = scheduler
+        self.moves = Moves(scheduler, body)
+        self._rules_version = 0
         self._cadence = Cadence()
         self._refused: dict[int, str] = {}
         self._has_changed = False
@@ -80,15 +76,39 @@ class Stepping:
         self.scheduler.cancel(request_id)
         self._refused[request_id] = why
 
-    def cancel(self, request_id: int) -> bool:
-        """Forget a request; False if it is not here (any more)."""
+    def cancel(self, request_id: int, now: float) -> bool:
+        """Forget a request, and take it in no more; False if it is not here (any more)."""
         was_here = self.scheduler.cancel(request_id)
         self._has_changed |= was_here
+        self.moves.cancelled(request_id, now)
         return was_here
+
+    def reconfigure(self, rules: Mapping[str, Any], version: int) -> None:
+        """Put rules in force; the next report says that they are.
+
+        Raises:
+            ValueError: a rule is unknown or impossible.
+        """
+        self.scheduler.reconfigure(step_rules(rules))
+        self._has_changed |= version != self._rules_version
+        self._rules_version = version
+
+    def order(self, order: Order, now: float) -> None:
+        """Take an order that concerns moves; others are the body's."""
+        if isinstance(order, TakeIn):
+            self.moves.take_in(order, now)
+        elif isinstance(order, Abandon):
+            self.moves.abandon(order.request, now)
+        elif isinstance(order, Stay):
+            self.moves.stay(order.request, order.move)
+        elif isinstance(order, Taken):
+            self._has_changed |= self.moves.taken(order.request)
+        elif isinstance(order, FromPeer):
+            self.moves.hear(order.peer, order.payload, now)
 
     def has_news(self) -> bool:
         """Whether a report is due although no step runs: otherwise an instance that a cancel left idle looks busy."""
-        return self._has_changed or bool(self._refused)
+        return self._has_changed or bool(self._refused) or self.moves.has_news()
 
     def report(self, plan: StepPlan, outcome: StepOutcome, now: float) -> tuple[StepReport, list[int]]:
         """Commit a step and say what it did; also the ids of all sequences that were here and ended with it."""
@@ -101,9 +121,11 @@ class Stepping:
         finished = self.scheduler.commit(plan, sampled, now)
         for sequence_id in outcome.errors:
             self.scheduler.fail(sequence_id)
+        moves = self.moves.end_step(plan.handed_off, now)
         refitted = has_computed and self.scheduler.observe(shape, outcome.duration_s)
         reasons = [FinishReason.STOP if end.by_stop else FinishReason.LENGTH for end in finished]
         ended = [end.sequence_id for end in finished]
+        has_changed |= any(moves)
         has_news = bool(plan.prefills or plan.preempted or ended or failed or refitted or has_changed)
         report = StepReport(
             duration_s=outcome.duration_s,
@@ -128,5 +150,10 @@ class Stepping:
             prompt_logprobs=outcome.prompt_logprobs,
             errors=failed,
             latency=asdict(self.scheduler.latency.model) if refitted else None,
+            resumed=moves.resumed,
+            arrived=moves.arrived,
+            suspended=moves.suspended,
+            offers=moves.offers,
+            rules_version=self._rules_version,
         )
         return report, [*ended, *outcome.errors]

@@ -130,6 +130,8 @@ class Stay(NamedTuple):
     request_id: int
     instance_id: int
     reason: Reason
+    move: int | None = None
+    """Only if it stands still for this attempt to move it. It may have been handed off by now, and be called for."""
 
 
 class AssignRole(NamedTuple):

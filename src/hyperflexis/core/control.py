@@ -195,14 +195,14 @@ class ControlPlane:
         if request is None:
             return []
         reason = Reason(Why.CLIENT_LEFT)
-        commands: list[Command] = []
+        # Who is taking it is told before its blocks are given up: what is copied from then on is not what it was.
+        commands = self.migrations.cancel(request, reason)
         name = self._instance_name(request)
         if request.instance_id is not None:
             commands.append(Cancel(request.id, request.instance_id, reason))
             self.cluster.instances[request.instance_id].remove(request)
         elif request.state is RequestState.QUEUED:
             self.cluster.dequeue(request)
-        commands += self.migrations.cancel(request, reason)
         self._handed_off.pop(request.id, None)
         if request.first_token_s is not None:
             request.tokens_before = max(request.tokens_before, event.emitted_tokens)
@@ -275,11 +275,11 @@ class ControlPlane:
     def _on_reported(self, event: InstanceReported, now: float) -> list[Command]:
         instance = self.cluster.instances[event.instance_id]
         instance.advance(event.steps - 1)
-        for request_id in event.preempted:
-            self._fall_back(instance, request_id)
         for request_id in event.resumed:
             self._go_on(instance, request_id)
         unwanted = [arrival.request_id for arrival in event.arrived if not self._arrive(instance, arrival)]
+        for request_id in event.preempted:  # What has just come or gone on may be among them.
+            self._fall_back(instance, request_id)
         instance.advance(1)
         for request_id in event.started:
             request = self._waiting_at(instance, request_id)
@@ -407,7 +407,8 @@ class ControlPlane:
         if request.state is RequestState.STANDING and moved.at_first_token:
             self._handed_off[request.id] = request
             return []
-        return [self.migrations.stay(request, why)]
+        is_standing = request.state is RequestState.STANDING
+        return [self.migrations.stay(request, why, None if is_standing else moved.move)]
 
     def _on_lost(self, event: InstanceLost, now: float) -> list[Command]:
         """Forget the instance; what it had is dispatched again, with the tokens that its clients already have."""

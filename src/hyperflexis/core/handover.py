@@ -148,7 +148,10 @@ class Giver:
             return Answer(call.request_id, call.move, 0, 0, (), 0, NOWHERE, is_last=False)
         if call.request_id in self._scheduler.moves.suspended:
             return self._last(call.request_id, call.move, held)
-        if not call.at_first_token and self._is_near(call, held):
+        sequence = self._scheduler.find(call.request_id)
+        # What decodes here although it was to be handed off moves like any other: its instance has another role now.
+        may_go = not call.at_first_token or (sequence is not None and sequence.decodes is not None)
+        if may_go and self._is_near(call, held):
             if not may_stop:
                 return None
             self._stopped[call.request_id] = call.move

@@ -27,6 +27,7 @@ class Migration:
     source: Instance
     target: Instance
     at_first_token: bool
+    move: int
     began_s: float
 
 
@@ -57,8 +58,8 @@ class Migrations:
         assert version is not None, f"{target.name} is not linked to {source.name}"
         expected = self._cluster.expected_tokens(request)
         target.expect(request, request.prompt_tokens + expected, now)
-        self.under_way[request.id] = Migration(request, source, target, at_first_token, now)
         self._moves += 1
+        self.under_way[request.id] = Migration(request, source, target, at_first_token, self._moves, now)
         tokens = request.context_tokens
         return Migrate(request.id, source.id, target.id, tokens, at_first_token, version, self._moves, reason, expected)
 
@@ -104,7 +105,8 @@ class Migrations:
         commands: list[Command] = []
         for moved in self.under_way.values():
             request = moved.request
-            if moved.source is instance and request.instance_id == instance.id:
+            is_live = self._cluster.requests.get(request.id) is request
+            if is_live and moved.source is instance and request.instance_id == instance.id:
                 request.stop_counting()
                 request.step(RequestStep.LOSE)
                 request.instance_id = None
@@ -118,10 +120,10 @@ class Migrations:
             del self.under_way[moved.request.id]
         return ended
 
-    def stay(self, request: Request, why: Why) -> Stay:
-        """Let it go on where it is, should it stand still there."""
+    def stay(self, request: Request, why: Why, move: int | None = None) -> Stay:
+        """Let it go on where it is, should it stand still there (for that move)."""
         assert request.instance_id is not None
-        return Stay(request.id, request.instance_id, Reason(why))
+        return Stay(request.id, request.instance_id, Reason(why), move)
 
     def check(self) -> None:
         """Both ends agree."""

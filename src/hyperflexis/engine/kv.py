@@ -27,8 +27,16 @@ class KvPool:
     """Keys and values of all sequences: `data[block, layer, 0 for keys or 1 for values, token, kv head, dim]`."""
 
     def __init__(
-        self, config: ModelConfig, *, blocks: int, block_tokens: int, dtype: torch.dtype, device: torch.device | str
+        self,
+        config: ModelConfig,
+        *,
+        blocks: int,
+        block_tokens: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        memory: memoryview | None = None,
     ) -> None:
+        """Lie in `memory`, if there is one: of the host, writable, exactly as large as the blocks, and all zeros."""
         if blocks < 1 or block_tokens < 1:
             raise ValueError(f"a pool of {blocks} blocks of {block_tokens} tokens holds nothing")
         self.blocks = blocks
@@ -36,7 +44,7 @@ class KvPool:
         self.layers = config.layers
         shape = (blocks, config.layers, 2, block_tokens, config.kv_heads, config.head_dim)
         # Zeroed, not empty: padded positions are weighted with 0, and 0 times a stray NaN would still be NaN.
-        self.data = torch.zeros(shape, dtype=dtype, device=device)
+        self.data = torch.zeros(shape, dtype=dtype, device=device) if memory is None else _within(memory, shape, dtype)
 
         # A "plane" is one block's keys or values of one layer; a "slot" is one token's share of a plane. Layer views
         # are shifted so that one index tensor, made for layer 0's keys, serves every layer.
@@ -67,3 +75,10 @@ class KvPool:
         """Replace what is not finite by 0, so that a failed sequence leaves nothing that poisons the next owner."""
         index = torch.tensor(blocks, device=self.data.device)
         self.data.index_copy_(0, index, self.data.index_select(0, index).nan_to_num_(0.0, 0.0, 0.0))
+
+
+def _within(memory: memoryview, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    needed = math.prod(shape) * dtype.itemsize
+    if memory.nbytes != needed:
+        raise ValueError(f"the pool takes {needed} bytes, and {memory.nbytes} were given")
+    return torch.frombuffer(memory, dtype=dtype).view(shape)

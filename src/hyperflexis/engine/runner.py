@@ -65,9 +65,11 @@ class Runner:
         dtype: torch.dtype | None = None,
         threads: int | None = None,
         packed_bytes_max: int = PACKED_BYTES_MAX,
+        kv_memory: memoryview | None = None,
     ) -> None:
-        """Allocate the pool and bind the weights (of `ArenaLayout.views`, on the device, in the dtype).
+        """Allocate the pool, or lay it into `kv_memory` (see `KvPool`), and bind the weights.
 
+        They are of `ArenaLayout.views`, on the device, in the dtype.
         On a CPU, weights of up to `packed_bytes_max` are copied into faster layouts (see `linear`).
         """
         if threads is not None:
@@ -79,7 +81,9 @@ class Runner:
             raise ValueError(f"{wrong[0]} is {weights[wrong[0]].dtype} on {weights[wrong[0]].device}, not {dtype}")
         self.config = config
         # An ordinary tensor: transfers write into it, and they need not know of inference mode.
-        self.pool = KvPool(config, blocks=blocks, block_tokens=block_tokens, dtype=dtype, device=self._device)
+        self.pool = KvPool(
+            config, blocks=blocks, block_tokens=block_tokens, dtype=dtype, device=self._device, memory=kv_memory
+        )
         with torch.inference_mode():
             self.attention = choose_attention(config, self.pool)
             self._sampler = Sampler(config.vocab_size, self._device)

@@ -16,16 +16,37 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
 
-from hyperflexis.core.commands import Cancel, Command, Conclude, Dispatch, Hold, Launch, Reject, Why
+import msgspec
+
+from hyperflexis.core.commands import (
+    Abandon,
+    AssignRole,
+    Cancel,
+    Command,
+    Conclude,
+    Dispatch,
+    Hold,
+    Launch,
+    Link,
+    Migrate,
+    Reject,
+    Stay,
+    Unlink,
+    Why,
+)
 from hyperflexis.core.control import ControlPlane
 from hyperflexis.core.events import (
+    Arrival,
     Event,
     InstanceLost,
     InstanceReady,
     InstanceReported,
+    Linked,
+    LinkFailed,
     RequestArrived,
     RequestCancelled,
     RequestFinished,
+    TransferFailed,
     Wakeup,
 )
 from hyperflexis.core.instance import Capacity
@@ -34,7 +55,8 @@ from hyperflexis.core.prefix import block_hashes
 from hyperflexis.core.slo import Slo
 from hyperflexis.runtime.registry import InstanceStatus, Launcher, Member, status_of
 from hyperflexis.runtime.streams import End, EndReason, Sink, Stream
-from hyperflexis.wire.messages import FinishReason, GenerateRequest, Ready, StepReport
+from hyperflexis.wire import messages as wire
+from hyperflexis.wire.messages import FinishReason, GenerateRequest, News, Order, Ready, StepReport
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +102,12 @@ class Driver:
             Cancel: self._cancel,
             Conclude: self._conclude,
             Launch: self._launch,
+            Migrate: self._migrate,
+            Abandon: self._abandon,
+            Stay: self._stay,
+            AssignRole: self._assign_role,
+            Link: self._link,
+            Unlink: self._unlink,
         }
 
     def start(self) -> None:
@@ -164,7 +192,7 @@ class Driver:
         member = self._members[instance_id]
         member.ready = ready
         member.adapter.configure(asdict(self._control.policy.rules))
-        capacity = Capacity(ready.blocks, ready.block_tokens, ready.seqs_max)
+        capacity = Capacity(ready.blocks, ready.block_tokens, ready.seqs_max, ready.kv_token_bytes)
         log.info("i%d is ready on %s: %d KV blocks", instance_id, ready.device, ready.blocks)
         self._feed(InstanceReady(instance_id, capacity, LatencyModel(**ready.latency)))
         self._changed.set()
@@ -173,6 +201,11 @@ class Driver:
         self._members[instance_id].report = report
         shape = StepShape(report.prefill_tokens, report.prefill_pairs, report.decode_seqs, report.context_tokens)
         latency = LatencyModel(**report.latency) if report.latency else None
+        for request_id, offer in report.offers.items():
+            if stream := self._streams.get(request_id):
+                stream.offer = instance_id, offer
+        for arrived in report.arrived:  # At once, for the core may send it back.
+            self._order(arrived.source, wire.Taken(arrived.request))
         # The core hears of a first token before its client does, because a client may cancel on seeing it.
         if report.steps:
             self._feed(
@@ -185,6 +218,10 @@ class Driver:
                     began=report.began,
                     preempted=report.preempted,
                     latency=latency,
+                    resumed=report.resumed,
+                    arrived=[Arrival(*msgspec.structs.astuple(each)) for each in report.arrived],
+                    suspended=report.suspended,
+                    rules_version=report.rules_version,
                 )
             )
         self._hand_out(report)
@@ -213,6 +250,19 @@ class Driver:
             if (stream := streams.get(request_id)) and stream.ended_as != "cancelled":
                 stream.ended_as = _END_REASONS[FinishReason(reason)]
                 stream.error = report.errors.get(request_id, "")
+
+    def _on_news(self, instance_id: int, news: News) -> None:
+        if isinstance(news, wire.ToPeer):
+            self._order(news.peer, wire.FromPeer(instance_id, news.payload))
+        elif isinstance(news, wire.Exposed):
+            self._order(news.peer, wire.LinkTo(instance_id, news.version, news.descriptor))
+        elif isinstance(news, wire.MoveFailed):
+            self._feed(TransferFailed(news.request, instance_id, news.why))
+        elif isinstance(news, wire.Linked):
+            self._feed(Linked(news.peer, instance_id, news.version))
+        else:
+            ends = (instance_id, news.peer) if news.is_lender else (news.peer, instance_id)
+            self._feed(LinkFailed(*ends, news.version, news.why))
 
     def _on_lost(self, instance_id: int, why: str) -> None:
         self._members.pop(instance_id, None)
@@ -256,6 +306,7 @@ class Driver:
 
     def _dispatch(self, command: Dispatch) -> None:
         stream = self._streams[command.request_id]
+        stream.offer = None
         adapter = self._members[command.instance_id].adapter
         adapter.submit(stream.submission(command.request_id, command.expected_tokens, self._clock()))
 
@@ -272,6 +323,48 @@ class Driver:
         member = self._members.get(command.instance_id)
         if member is not None:
             member.adapter.cancel(command.request_id)
+
+    # -- moves and links, of which instances are told; both their ends may be gone by then
+
+    def _migrate(self, command: Migrate) -> None:
+        stream = self._streams[command.request_id]
+        standing_at, offer = stream.offer or (None, b"")
+        stream.offer = None  # It is true as long as it stands there; should it have to move again, its source is asked.
+        order = wire.TakeIn(
+            submit=stream.submission(command.request_id, command.expected_tokens, self._clock()),
+            source=command.source_id,
+            move=command.move,
+            tokens=command.tokens,
+            link_version=command.link_version,
+            at_first_token=command.at_first_token,
+            offer=offer if standing_at == command.source_id else b"",
+        )
+        self._order(command.target_id, order)
+
+    def _abandon(self, command: Abandon) -> None:
+        self._order(command.target_id, wire.Abandon(command.request_id))
+
+    def _stay(self, command: Stay) -> None:
+        stream = self._streams.get(command.request_id)
+        if stream is not None and command.move is None:
+            stream.offer = None
+        self._order(command.instance_id, wire.Stay(command.request_id, command.move))
+
+    def _assign_role(self, command: AssignRole) -> None:
+        if member := self._members.get(command.instance_id):
+            member.role = command.role
+            member.adapter.configure(asdict(command.rules), command.version)
+
+    def _link(self, command: Link) -> None:
+        self._order(command.source_id, wire.ExposeKv(command.target_id, command.version))
+
+    def _unlink(self, command: Unlink) -> None:
+        self._order(command.target_id, wire.Unlink(command.source_id, command.version))
+        self._order(command.source_id, wire.Reclaim(command.target_id, command.version))
+
+    def _order(self, instance_id: int, order: Order) -> None:
+        if member := self._members.get(instance_id):
+            member.adapter.order(order)
 
     def _conclude(self, command: Conclude) -> None:
         stream = self._streams[command.request_id]
@@ -319,6 +412,10 @@ class _InstanceListener:
     def on_report(self, report: StepReport) -> None:
         if not self._driver._closed:
             self._driver._on_report(self._instance_id, report)
+
+    def on_news(self, news: News) -> None:
+        if not self._driver._closed:
+            self._driver._on_news(self._instance_id, news)
 
     def on_lost(self, why: str) -> None:
         if not self._driver._closed:

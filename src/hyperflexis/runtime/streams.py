@@ -48,6 +48,8 @@ class Stream:
     ended_as: EndReason = "failed"
     """What the instance said of the end; `failed` until it said something."""
     error: str = ""
+    offer: tuple[int, bytes] | None = None
+    """Where it stands still after its prefill, and what that instance says to whoever will take it."""
 
     def submission(self, request_id: int, expected_tokens: int, now: float) -> Submit:
         """What an instance has to be told in order to go on from here."""

@@ -163,9 +163,9 @@ class SimMoves:
         self._callers[call.request_id] = caller
         self._giver.call(call)
 
-    def stay(self, request_id: int) -> None:
+    def stay(self, request_id: int, move: int | None) -> None:
         """Let a sequence go on here."""
-        self._owner.post(partial(self._stay, request_id))
+        self._owner.post(partial(self._stay, request_id, move))
 
     def is_called(self) -> bool:
         return self._giver is not None and self._giver.is_called()
@@ -223,10 +223,10 @@ class SimMoves:
         if self._giver is not None and self._giver.left(request_id, move):
             self._resume(request_id)
 
-    def _stay(self, request_id: int) -> None:
+    def _stay(self, request_id: int, move: int | None) -> None:
         if self._giver is None:
             self._giver = Giver(self._owner.scheduler)
-        if self._giver.stay(request_id):
+        if self._giver.stay(request_id) if move is None else self._giver.left(request_id, move):
             self._resume(request_id)
 
     def _resume(self, request_id: int) -> None:

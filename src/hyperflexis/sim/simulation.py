@@ -236,7 +236,7 @@ class Simulation:
         self._instances[command.target_id].moves.abandon(command.request_id)
 
     def _stay(self, command: Stay) -> None:
-        self._instances[command.instance_id].moves.stay(command.request_id)
+        self._instances[command.instance_id].moves.stay(command.request_id, command.move)
 
     def _assign_role(self, command: AssignRole) -> None:
         self._instances[command.instance_id].configure(command.rules, command.version)

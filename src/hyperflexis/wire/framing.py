@@ -89,19 +89,26 @@ class BlockingChannel(Generic[T]):
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
 
+    def wake_on(self, fd: int) -> None:
+        """Let `receive` return, with nothing if nothing has come, while this descriptor is readable too."""
+        self._poll.register(fd, select.POLLIN)
+
     def send(self, message: msgspec.Struct) -> None:
         """Blocks while the peer's buffer is full: a peer that does not read must not fill our memory."""
         self._sock.sendall(frame(message))
 
     def receive(self, timeout_s: float | None = 0.0) -> list[T]:
-        """What has come; waits up to `timeout_s` (None: for ever) for the first bytes.
+        """What has come; waits up to `timeout_s` (None: for ever) for the first bytes, or for a descriptor to wake on.
 
         Raises:
             EOFError: the peer has closed the stream.
             WireError: the peer sent garbage.
         """
         messages: list[T] = []
-        while self._poll.poll(None if timeout_s is None else timeout_s * 1000):
+        sock = self._sock.fileno()
+        while ready := self._poll.poll(None if timeout_s is None else timeout_s * 1000):
+            if all(fd != sock for fd, _ in ready):
+                break
             data = self._sock.recv(self._CHUNK_BYTES)
             if not data:
                 if messages:

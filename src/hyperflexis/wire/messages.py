@@ -1,8 +1,10 @@
 """The words that the gateway's process and an instance say to each other, as msgspec structs.
 
-One message per step in each direction: `Work` to the instance, `StepReport` back. Repeated fields are columns (parallel
-lists), not rows: at 512 sequences that halves the cost of a message. Instants never cross a process border, because the
-two clocks need not agree; durations do (`waited_s`), and the receiver subtracts them from its own clock.
+One message per step in each direction: `Work` to the instance, `StepReport` back; besides, orders and news of links
+between instances and of moves from one to another. What two instances say to each other passes through as bytes.
+Repeated fields are columns (parallel lists), not rows: at 512 sequences that halves the cost of a message. Instants
+never cross a process border, because the two clocks need not agree; durations do (`waited_s`), and the receiver
+subtracts them from its own clock.
 
 Requests are numbers here; the OpenAI id that a client sees belongs to the gateway.
 """
@@ -120,12 +122,88 @@ class Work(msgspec.Struct, frozen=True, array_like=True, tag=0):
 class Configure(msgspec.Struct, frozen=True, array_like=True, tag=1):
     """New rules for the instance's scheduler, from the next step on."""
 
-    rules: dict[str, str | int | float]
+    rules: dict[str, str | int | float | bool]
     """Fields of `core.step.StepRules`."""
+    version: int = 0
+    """What reports call these rules."""
 
 
 class Shutdown(msgspec.Struct, frozen=True, array_like=True, tag=2):
     """Leave at once; the sender has already seen to the requests."""
+
+
+class ExposeKv(msgspec.Struct, frozen=True, array_like=True, tag=3):
+    """Lend the KV to a peer. Answered by `Exposed` or `LinkFailed`."""
+
+    peer: int
+    version: int
+    """Of the link; a newer one replaces what was there."""
+
+
+class Reclaim(msgspec.Struct, frozen=True, array_like=True, tag=4):
+    """Lend the KV to this peer no more."""
+
+    peer: int
+    version: int
+
+
+class LinkTo(msgspec.Struct, frozen=True, array_like=True, tag=5):
+    """Make ready to take KV from a peer. Answered by `Linked` or `LinkFailed`."""
+
+    peer: int
+    version: int
+    descriptor: bytes
+    """What the peer's `Exposed` said."""
+
+
+class Unlink(msgspec.Struct, frozen=True, array_like=True, tag=6):
+    """Take no more from this peer."""
+
+    peer: int
+    version: int
+
+
+class TakeIn(msgspec.Struct, frozen=True, array_like=True, tag=7):
+    """Take a request from a peer while it runs. A later report has it in `arrived`, or `MoveFailed` is said."""
+
+    submit: Submit
+    source: int
+    move: int
+    """The number of this attempt to move anything."""
+    tokens: int
+    """Room that it needs now."""
+    link_version: int
+    at_first_token: bool = False
+    """It is handed off: it stands still with its first token, and not before."""
+    offer: bytes = b""
+    """What its source has said of it in `StepReport.offers`, if it has."""
+
+
+class Abandon(msgspec.Struct, frozen=True, array_like=True, tag=8):
+    """Wait for this request's source no longer: take it, or have it fail, at once."""
+
+    request: int
+
+
+class Stay(msgspec.Struct, frozen=True, array_like=True, tag=9):
+    """Let a request that stands still go on here."""
+
+    request: int
+    move: int | None = None
+    """Only if it stands still for this attempt to move it."""
+
+
+class Taken(msgspec.Struct, frozen=True, array_like=True, tag=10):
+    """A peer has reported that this request has arrived there: forget it."""
+
+    request: int
+
+
+class FromPeer(msgspec.Struct, frozen=True, array_like=True, tag=11):
+    """What a peer has said `ToPeer`."""
+
+    peer: int
+    payload: bytes
 
 
 class Ready(msgspec.Struct, frozen=True, array_like=True, tag=0):
@@ -141,6 +219,20 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag=0):
     device: str
     startup_s: dict[str, float] = {}
     """Seconds by phase of the start."""
+    kv_token_bytes: int = 0
+    """What moving a token's KV moves; 0 where nothing is known."""
+
+
+class Arrived(msgspec.Struct, frozen=True, array_like=True):
+    """A request that has been taken in, as far as it had come then."""
+
+    request: int
+    source: int
+    computed_tokens: int
+    emitted_tokens: int
+    copied_tokens: int
+    copied_s: float
+    """What copying these took, waiting not counted."""
 
 
 class StepReport(msgspec.Struct, frozen=True, array_like=True, tag=1):
@@ -177,6 +269,16 @@ class StepReport(msgspec.Struct, frozen=True, array_like=True, tag=1):
     """By request, for those finished as FAILED."""
     latency: dict[str, float] | None = None
     """A new fit of the latency model, now and then."""
+    resumed: list[int] = []
+    """Requests that stood still and took part in this step again."""
+    arrived: list[Arrived] = []
+    """Requests that came from peers and could take part in it."""
+    suspended: list[int] = []
+    """Requests that stand still from its end on, to go on elsewhere."""
+    offers: dict[int, bytes] = {}
+    """By request, of those that were handed off and that nobody has called for: what whoever takes it will need."""
+    rules_version: int = 0
+    """Of the rules in force."""
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag=2):
@@ -185,5 +287,48 @@ class Failed(msgspec.Struct, frozen=True, array_like=True, tag=2):
     reason: str
 
 
-ToInstance = Work | Configure | Shutdown
-FromInstance = Ready | StepReport | Failed
+class Exposed(msgspec.Struct, frozen=True, array_like=True, tag=3):
+    """With this descriptor the peer can take KV from here."""
+
+    peer: int
+    version: int
+    descriptor: bytes
+
+
+class Linked(msgspec.Struct, frozen=True, array_like=True, tag=4):
+    """KV can be taken from this peer."""
+
+    peer: int
+    version: int
+
+
+class LinkFailed(msgspec.Struct, frozen=True, array_like=True, tag=5):
+    """It cannot, or can no more."""
+
+    peer: int
+    version: int
+    why: str
+    is_lender: bool = False
+    """Whether it is this side that lends; else it takes."""
+
+
+class ToPeer(msgspec.Struct, frozen=True, array_like=True, tag=6):
+    """To be passed on to a peer as `FromPeer`; lost if that is."""
+
+    peer: int
+    payload: bytes
+
+
+class MoveFailed(msgspec.Struct, frozen=True, array_like=True, tag=7):
+    """A request has not been taken in, and nothing of it is left here."""
+
+    request: int
+    why: str
+
+
+Order = ExposeKv | Reclaim | LinkTo | Unlink | TakeIn | Abandon | Stay | Taken | FromPeer
+"""What an instance is told of links and moves."""
+News = Exposed | Linked | LinkFailed | ToPeer | MoveFailed
+"""What it says of them between its reports."""
+ToInstance = Work | Configure | Shutdown | Order
+FromInstance = Ready | StepReport | Failed | News

@@ -32,7 +32,18 @@ from hyperflexis.adapters.native.messages import (
     encode,
 )
 from hyperflexis.wire.framing import Frames, WireError, frame
-from hyperflexis.wire.messages import Configure, Failed, FromInstance, Ready, Shutdown, StepReport, Submit, Work
+from hyperflexis.wire.messages import (
+    Configure,
+    Failed,
+    FromInstance,
+    Order,
+    Ready,
+    Shutdown,
+    StepReport,
+    Submit,
+    ToInstance,
+    Work,
+)
 
 log = logging.getLogger(__name__)
 
@@ -173,15 +184,19 @@ class NativeAdapter(asyncio.Protocol):
         self._flush_soon()
 
     def cancel(self, request_id: int) -> None:
+        # At once: where a request moves, its taker is told first, and must know before the giver frees its blocks.
         self._cancels.append(request_id)
-        self._flush_soon()
+        self._flush()
 
-    def configure(self, rules: Mapping[str, str | int | float]) -> None:
-        self._send(frame(Configure(dict(rules))))
+    def configure(self, rules: Mapping[str, str | int | float | bool], version: int = 0) -> None:
+        self._say(Configure(dict(rules), version))
+
+    def order(self, order: Order) -> None:
+        self._say(order)
 
     def close(self) -> None:
         self._listener = None
-        self._send(frame(Shutdown()))
+        self._say(Shutdown())
         if self._transport is not None:
             self._transport.close()
 
@@ -190,10 +205,18 @@ class NativeAdapter(asyncio.Protocol):
             self._flush_handle = self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
-        self._flush_handle = None
+        if self._flush_handle is not None:
+            self._flush_handle.cancel()
+            self._flush_handle = None
         work = Work(self._submits, self._cancels)
         self._submits, self._cancels = [], []
         self._send(frame(work))
+
+    def _say(self, message: ToInstance) -> None:
+        """After all that was said before."""
+        if self._submits:
+            self._flush()
+        self._send(frame(message))
 
     def _send(self, data: bytes) -> None:
         if self._transport is None:
@@ -236,6 +259,8 @@ class NativeAdapter(asyncio.Protocol):
             self._listener.on_ready(message)
         elif isinstance(message, Failed):
             self._last_words = message.reason
+        else:
+            self._listener.on_news(message)
 
     def _lose(self) -> None:
         listener, self._listener = self._listener, None

@@ -1,7 +1,7 @@
 """One instance: a process that alternates between its socket and the next step, until the socket closes.
 
 Step by step: read what has come, let the core's scheduler choose, let the engine compute, send one report. With nothing
-to compute it sleeps on the socket. Knows no HTTP, no text and no other instance.
+to compute it sleeps on the socket, and on what its peers' KV is copied by. Knows no HTTP and no text.
 """
 
 from __future__ import annotations
@@ -16,18 +16,38 @@ from dataclasses import asdict
 import torch
 
 from hyperflexis.adapters.native import calibration
+from hyperflexis.adapters.native.carrier import Carrier
 from hyperflexis.adapters.native.lineage import leave_signals_to_parent
 from hyperflexis.adapters.native.loading import Model
 from hyperflexis.adapters.native.messages import Fork
-from hyperflexis.adapters.stepping import StepOutcome, Stepping, step_rules
+from hyperflexis.adapters.native.peers import Joined, Peers, Pulled
+from hyperflexis.adapters.stepping import StepOutcome, Stepping
 from hyperflexis.core.blocks import BlockPool
 from hyperflexis.core.latency import OnlineLatency, StepHistory, StepShape, fit
 from hyperflexis.core.step import Chunk, StepPlan, StepScheduler
 from hyperflexis.engine.batch import SequenceSlice
 from hyperflexis.engine.errors import EngineError
+from hyperflexis.engine.kv import KvPool
 from hyperflexis.engine.runner import Runner
+from hyperflexis.transfer.errors import TransferError
+from hyperflexis.transfer.memory import SharedMemory
 from hyperflexis.wire.framing import BlockingChannel
-from hyperflexis.wire.messages import Configure, Failed, Ready, Shutdown, Submit, ToInstance, Work
+from hyperflexis.wire.messages import (
+    Configure,
+    Exposed,
+    ExposeKv,
+    Failed,
+    Linked,
+    LinkFailed,
+    LinkTo,
+    Ready,
+    Reclaim,
+    Shutdown,
+    Submit,
+    ToInstance,
+    Unlink,
+    Work,
+)
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +85,7 @@ def _start(channel: BlockingChannel[ToInstance], order: Fork, model: Model) -> I
     if torch.device(order.device).type != "cpu":
         weights = {name: weight.to(order.device) for name, weight in weights.items()}
     marks.append(("weights", time.monotonic()))
+    memory = _kv_memory(order, model)
     runner = Runner(
         model.config,
         weights,
@@ -72,6 +93,7 @@ def _start(channel: BlockingChannel[ToInstance], order: Fork, model: Model) -> I
         block_tokens=order.block_tokens,
         device=torch.device(order.device),
         dtype=model.dtype,
+        kv_memory=None if memory is None else memory.view,
     )
     marks.append(("runner", time.monotonic()))
     samples = [(StepShape(*shape), actual_s) for shape, actual_s in order.samples]
@@ -89,22 +111,35 @@ def _start(channel: BlockingChannel[ToInstance], order: Fork, model: Model) -> I
             samples=samples,
             device=f"{order.device} ({os.getpid()})",
             startup_s=dict(calibration.phases(marks)),
+            kv_token_bytes=runner.pool.bytes_per_block // order.block_tokens,
         )
     )
     pool = BlockPool(order.blocks, order.block_tokens)
     scheduler = StepScheduler(pool, order.seqs_max, latency)
-    return Instance(channel, scheduler, runner)
+    return Instance(channel, scheduler, runner, Peers(runner.pool, memory, has_checksums=order.checks_transfers))
+
+
+def _kv_memory(order: Fork, model: Model) -> SharedMemory | None:
+    """Where peers on this host can read it; a device's memory is shared as it is."""
+    if torch.device(order.device).type != "cpu":
+        return None
+    block_bytes = KvPool.block_bytes(model.config, order.block_tokens, model.dtype)
+    return SharedMemory(order.blocks * block_bytes, "hyperflexis-kv")
 
 
 class Instance:
-    """The loop, and what it holds together: socket, scheduler, engine."""
+    """The loop, and what it holds together: socket, scheduler, engine, peers."""
 
-    def __init__(self, channel: BlockingChannel[ToInstance], scheduler: StepScheduler, runner: Runner) -> None:
+    def __init__(
+        self, channel: BlockingChannel[ToInstance], scheduler: StepScheduler, runner: Runner, peers: Peers
+    ) -> None:
         self._channel = channel
         self._scheduler = scheduler
-        self._stepping = Stepping(scheduler)
+        self._stepping = Stepping(scheduler, Carrier(channel, runner, peers))
         self._runner = runner
+        self._peers = peers
         self._is_leaving = False
+        channel.wake_on(peers.fd)
 
     def serve(self) -> None:
         """Step until told to leave.
@@ -114,26 +149,66 @@ class Instance:
         """
         is_stalled = False
         while not self._is_leaving:
-            is_idle = self._scheduler.is_idle() and not self._stepping.has_news()
-            timeout_s = None if is_idle else _STALLED_S if is_stalled else 0.0
-            for message in self._channel.receive(timeout_s):
-                self._take(message)
-            plan = self._scheduler.plan(time.monotonic())
+            is_idle = self._scheduler.is_resting() and not self._stepping.has_news()
+            self._listen(None if is_idle else _STALLED_S if is_stalled else 0.0)
+            now = time.monotonic()
+            self._stepping.moves.answer(now)
+            plan = self._scheduler.plan(now)
             is_stalled = not plan.chunks
             if plan.chunks or self._stepping.has_news():
                 self._step(plan)
+
+    def _listen(self, timeout_s: float | None) -> None:
+        """Take messages, and what has ended in other threads, until there is nothing more."""
+        while True:
+            ended = self._peers.finished()
+            # Messages first: that a sequence is wanted no more is said before its blocks are another's, and may not
+            # have been read when the last of them were copied.
+            for message in self._channel.receive(0.0 if ended else timeout_s):
+                self._take(message)
+            for each in ended:
+                self._end(each)
+            if not self._peers.has_ended:
+                return
+            timeout_s = 0.0
 
     def _take(self, message: ToInstance) -> None:
         if isinstance(message, Work):
             for submit in message.submits:
                 self._submit(submit)
             for request_id in message.cancels:
-                if self._stepping.cancel(request_id):
+                if self._stepping.cancel(request_id, time.monotonic()):
                     self._runner.close(request_id)
         elif isinstance(message, Configure):
-            self._scheduler.reconfigure(step_rules(message.rules))
+            self._stepping.reconfigure(message.rules, message.version)
         elif isinstance(message, Shutdown):
             self._is_leaving = True
+        elif isinstance(message, ExposeKv):
+            self._expose(message)
+        elif isinstance(message, LinkTo):
+            self._peers.link(message.peer, message.version, message.descriptor)
+        elif isinstance(message, Unlink):
+            self._peers.unlink(message.peer, message.version)
+        elif isinstance(message, Reclaim):
+            self._peers.reclaim(message.peer, message.version)
+        else:
+            self._stepping.order(message, time.monotonic())
+
+    def _expose(self, order: ExposeKv) -> None:
+        try:
+            descriptor = self._peers.lend(order.peer, order.version)
+        except (TransferError, OSError) as error:
+            self._channel.send(LinkFailed(order.peer, order.version, str(error), is_lender=True))
+        else:
+            self._channel.send(Exposed(order.peer, order.version, descriptor))
+
+    def _end(self, ended: Joined | Pulled) -> None:
+        if isinstance(ended, Pulled):
+            self._stepping.moves.copied(ended.sequence_id, ended.why, ended.seconds, time.monotonic())
+        elif ended.why:
+            self._channel.send(LinkFailed(ended.peer, ended.version, ended.why))
+        else:
+            self._channel.send(Linked(ended.peer, ended.version))
 
     def _submit(self, submit: Submit) -> None:
         if self._stepping.submit(submit, time.monotonic()):
@@ -151,6 +226,8 @@ class Instance:
         for sequence_id in ended:
             self._runner.close(sequence_id)
         self._channel.send(report)
+        for letter in self._stepping.moves.letters():
+            self._channel.send(letter)
 
     def _compute(self, plan: StepPlan) -> StepOutcome:
         if not plan.chunks:

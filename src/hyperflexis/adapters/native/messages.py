@@ -53,6 +53,8 @@ class Fork(msgspec.Struct, frozen=True, tag="fork"):
     """Of this fork among all of this zygote; the host sets it."""
     samples: Sequence[tuple[tuple[int, int, int, int], float]] = ()
     """What a sibling measured of its steps; none: measure."""
+    checks_transfers: bool = False
+    """Whether KV that comes from peers is compared with theirs by checksums."""
 
 
 class Forked(msgspec.Struct, frozen=True, tag="forked"):

@@ -13,7 +13,7 @@ from hyperflexis.adapters.contract import Adapter, Listener
 from hyperflexis.adapters.native.host import ZygoteHost
 from hyperflexis.adapters.native.messages import Fork, Load, Loaded
 from hyperflexis.core.instance import Role
-from hyperflexis.wire.messages import Ready, StepReport
+from hyperflexis.wire.messages import News, Ready, StepReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,8 @@ class LocalSpec:
     """How many are expected, for the check of memory."""
     samples: Sequence[tuple[tuple[int, int, int, int], float]] = ()
     """What is known of its steps; none: the first instance measures."""
+    checks_transfers: bool = False
+    """Whether KV that comes from other instances is compared with theirs."""
 
 
 class LocalLauncher:
@@ -76,6 +78,7 @@ class LocalLauncher:
             blocks=self.loaded.blocks,
             seqs_max=self._spec.seqs_max,
             samples=self._samples,
+            checks_transfers=self._spec.checks_transfers,
         )
         return self._zygote.fork(order, _Remembering(self, listener))
 
@@ -109,6 +112,9 @@ class _Remembering:
 
     def on_report(self, report: StepReport) -> None:
         self._listener.on_report(report)
+
+    def on_news(self, news: News) -> None:
+        self._listener.on_news(news)
 
     def on_lost(self, why: str) -> None:
         self._listener.on_lost(why)

@@ -1,0 +1,226 @@
+"""What a client notices when its request moves from one instance to another, by length of its context.
+
+    python benchmarks/migration.py --json migration.json
+
+Two instances of the demo model in float32, one thread each, behind the real driver; KV goes by shared memory. A request
+with a prompt of so many tokens decodes, and is sent there and back again, each time after some more tokens. The pause
+is the gap, as its client hears it, between the last token of one instance and the first of the other, less the median
+gap of the same request while it does not move: what remains of the copy, of the words about it, and of waiting for the
+other's step. `beside` more requests decode on each of the two meanwhile. `prefill` is what computing the context anew
+takes, which a request that cannot be moved would wait for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+import record
+from hyperflexis.core.binding import LeastPace
+from hyperflexis.core.commands import Command, Reason, Why
+from hyperflexis.core.control import ControlPlane, FixedFleet, Policy
+from hyperflexis.core.dispatch import SloDispatcher
+from hyperflexis.core.events import Arrival, Event, InstanceReported
+from hyperflexis.core.step import StepRules
+from hyperflexis.runtime.driver import Driver
+from hyperflexis.runtime.launchers.local import LocalLauncher, LocalSpec
+from hyperflexis.runtime.streams import End
+from hyperflexis.wire.messages import GenerateRequest, Sampling, TokenLogprobs
+
+MODEL = record.REPOSITORY / "src" / "hyperflexis" / "demo_model"
+CONTEXTS = (250, 1000, 2000, 4000, 8000)
+CONTEXT_MAX = 16_384
+BETWEEN_TOKENS = 8
+"""Tokens between one move and the next."""
+LIMITS = {"pause_ms": 50.0}
+"""Of the median, with nothing beside it, at every length."""
+
+
+class Client:
+    """Remembers when each token came, and from which instance the first one of each came."""
+
+    def __init__(self) -> None:
+        self.heard_s: list[float] = []
+        self.arrivals: list[int] = []
+        """Indices of tokens that were the first after a move."""
+        self.has_arrived = False
+        self.end: End | None = None
+        self._news = asyncio.Event()
+
+    def on_tokens(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs] | None) -> None:
+        if self.has_arrived:
+            self.arrivals.append(len(self.heard_s))
+            self.has_arrived = False
+        self.heard_s.extend([time.perf_counter()] * len(tokens))
+        self._news.set()
+
+    def on_prompt_logprobs(self, logprobs: Sequence[TokenLogprobs]) -> None:
+        raise AssertionError("nobody asked for them")
+
+    def on_end(self, end: End) -> None:
+        self.end = end
+        self._news.set()
+
+    async def heard(self, tokens: int) -> None:
+        while len(self.heard_s) < tokens:
+            assert self.end is None, self.end
+            self._news.clear()
+            await self._news.wait()
+
+    def pauses_s(self) -> list[float]:
+        """Of each move: the gap at it, less a usual one."""
+        gaps = [after - before for before, after in itertools.pairwise(self.heard_s)]
+        moving = {index - 1 for index in self.arrivals}
+        usual_s = statistics.median(gap for index, gap in enumerate(gaps) if index not in moving)
+        return [gaps[index] - usual_s for index in sorted(moving)]
+
+
+class Watched(ControlPlane):
+    """Says when a request has arrived somewhere, before its first token from there is handed out."""
+
+    clients: dict[int, Client]
+    seen: dict[int, list[Arrival]]
+
+    def handle(self, event: Event, now: float) -> list[Command]:
+        if isinstance(event, InstanceReported):
+            for arrival in event.arrived:
+                if arrival.request_id in self.clients:
+                    self.clients[arrival.request_id].has_arrived = True
+                    self.seen.setdefault(arrival.request_id, []).append(arrival)
+        return super().handle(event, now)
+
+
+class Fleet:
+    """Two instances, and requests that are told to move."""
+
+    def __init__(self, launcher: LocalLauncher) -> None:
+        policy = Policy("measured", SloDispatcher(separation=0), StepRules(prefill_tokens_max=2048), binder=LeastPace())
+        self.control = Watched(policy, FixedFleet(2))
+        self.control.clients, self.control.seen = {}, {}
+        self.driver = Driver(self.control, launcher, block_tokens=16)
+        self._salt = 0
+
+    async def ready(self) -> None:
+        self.driver.start()
+        while len(self.control.cluster.ready) < 2:  # noqa: ASYNC110 links come up without an event
+            await asyncio.sleep(0.01)
+
+    def submit(self, prompt_tokens: int, max_tokens: int) -> tuple[int, Client]:
+        """A prompt that no other begins like."""
+        self._salt += 1
+        prompt = [3 + (self._salt * 7919 + 31 * index) % 3000 for index in range(prompt_tokens)]
+        client = Client()
+        ticket = self.driver.submit(GenerateRequest(prompt, max_tokens, Sampling(temperature=0.0)), client)
+        self.control.clients[ticket] = client
+        return ticket, client
+
+    def move(self, ticket: int) -> None:
+        control = self.control
+        request = control.cluster.requests[ticket]
+        target = next(each for each in control.cluster.ready if each.id != request.instance_id)
+        command = control.migrations.begin(request, target, Reason(Why.RELIEVES), time.monotonic())
+        self.driver._commands.append(command)
+        self.driver._perform()
+
+    async def measure(self, context: int, moves: int, beside: int) -> dict[str, Any]:
+        """Send one request to and fro."""
+        others = [self.submit(200, CONTEXT_MAX // 4) for _ in range(2 * beside)]
+        for _, other in others:
+            await other.heard(2)
+        begin_s = time.perf_counter()
+        ticket, client = self.submit(context, (moves + 2) * (BETWEEN_TOKENS + 60))
+        await client.heard(BETWEEN_TOKENS)
+        for done in range(moves):
+            self.move(ticket)
+            while len(client.arrivals) <= done:
+                await client.heard(len(client.heard_s) + 1)
+            await client.heard(len(client.heard_s) + BETWEEN_TOKENS)
+        for each in (ticket, *(other for other, _ in others)):
+            self.driver.cancel(each)
+        await asyncio.sleep(0.2)
+        arrivals = self.control.seen.pop(ticket)
+        return {
+            "prefill_s": client.heard_s[0] - begin_s,
+            "pauses_s": client.pauses_s(),
+            "copied_s": [arrival.copied_s for arrival in arrivals],
+            "copied_tokens": [arrival.copied_tokens for arrival in arrivals],
+        }
+
+
+def stretched_model(directory: Path) -> Path:
+    """The demo model, allowed longer contexts than it was trained for: what it says does not matter here."""
+    shutil.copytree(MODEL, directory, dirs_exist_ok=True)
+    file = directory / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(config | {"max_position_embeddings": CONTEXT_MAX}), encoding="utf-8")
+    return directory
+
+
+def row(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    pauses_ms = sorted(1e3 * pause for run in runs for pause in run["pauses_s"])
+    return {
+        "moves": len(pauses_ms),
+        "pause_ms": {
+            "p50": statistics.median(pauses_ms),
+            "p99": pauses_ms[min(len(pauses_ms) - 1, int(0.99 * len(pauses_ms)))],
+            "max": pauses_ms[-1],
+        },
+        "copied_ms": 1e3 * statistics.median(seconds for run in runs for seconds in run["copied_s"]),
+        "prefill_ms": 1e3 * statistics.median(run["prefill_s"] for run in runs),
+    }
+
+
+async def measured(runs: int, moves: int, besides: Sequence[int]) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as directory:
+        spec = LocalSpec(
+            str(stretched_model(Path(directory) / "model")),
+            device="cpu",
+            dtype="float32",
+            kv_bytes=400 << 20,
+            instances=2,
+        )
+        launcher = await LocalLauncher.start(spec)
+        fleet = Fleet(launcher)
+        await fleet.ready()
+        found: dict[tuple[int, int], list[dict[str, Any]]] = {}
+        for _ in range(runs):
+            for beside, context in itertools.product(besides, CONTEXTS):
+                found.setdefault((beside, context), []).append(await fleet.measure(context, moves, beside))
+        fleet.driver.close()
+        await launcher.close()
+    return {f"beside_{beside}_context_{context}": row(each) for (beside, context), each in found.items()}
+
+
+def main() -> int:
+    words = record.parser(__doc__)
+    words.add_argument("--runs", type=int, default=3)
+    words.add_argument("--moves", type=int, default=20, help="per run and length")
+    words.add_argument("--beside", type=int, nargs="*", default=[0, 4], help="requests that decode on each instance")
+    options = words.parse_args()
+    table = uvloop.run(measured(options.runs, options.moves, options.beside))
+    for name, found in table.items():
+        pause = found["pause_ms"]
+        print(
+            f"{name:26} pause p50 {pause['p50']:6.1f} ms  p99 {pause['p99']:6.1f}  max {pause['max']:6.1f}  "
+            f"copies {found['copied_ms']:6.1f} ms  prefill {found['prefill_ms']:7.1f} ms"
+        )
+    missed = [name for name, found in table.items() if "_0_" in name and found["pause_ms"]["p50"] > LIMITS["pause_ms"]]
+    report = {"machine": record.machine("torch", "hyperflexis"), "table": table, "limits": LIMITS, "missed": missed}
+    record.write(options.json, report)
+    print("missed: " + ", ".join(missed) if missed else "all limits kept")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
