@@ -15,8 +15,8 @@ from hyperflexis.core.loads import Loads
 from hyperflexis.core.network import Network
 from hyperflexis.core.request import ON_INSTANCE, Request, RequestState
 
-UNKNOWN_TOKENS = 200.0
-"""Taken for the mean answer of a class of which none has ended yet."""
+UNKNOWN_MOMENTS = (200.0, 80_000.0)
+"""Taken for the mean answer, and the mean of squares, of a class of which none has ended yet: those of chat."""
 
 
 class OutputLengths:
@@ -31,20 +31,23 @@ class OutputLengths:
     def __init__(self) -> None:
         self._recent: deque[int] = deque()
         self._sorted: list[int] = []
-        self._sum = 0
+        self._sum = self._squares = 0
 
     def observe(self, tokens: int) -> None:
         if len(self._recent) == self.WINDOW:
             oldest = self._recent.popleft()
             self._sum -= oldest
+            self._squares -= oldest**2
             del self._sorted[bisect_left(self._sorted, oldest)]
         self._recent.append(tokens)
         self._sum += tokens
+        self._squares += tokens**2
         insort(self._sorted, tokens)
 
     @property
-    def mean(self) -> float:
-        return self._sum / len(self._recent)
+    def moments(self) -> tuple[float, float]:
+        """Mean, and mean of squares."""
+        return self._sum / len(self._recent), self._squares / len(self._recent)
 
     def expected(self, max_tokens: int, emitted_tokens: int = 0) -> int:
         """Tokens to plan for, of answers that are longer than what is there of this one already.
@@ -105,17 +108,13 @@ class Cluster:
         lengths = self._lengths.get(request.service_class)
         return lengths.expected(request.max_tokens, request.emitted_tokens) if lengths else request.max_tokens
 
-    def mean_tokens(self, request: Request) -> float:
-        """Output length of its class on average."""
-        lengths = self._lengths.get(request.service_class)
-        return min(request.max_tokens, lengths.mean if lengths else UNKNOWN_TOKENS)
-
     def observe_arrival(self, request: Request) -> None:
         """Count what a new request asks for."""
         if self.ready:
             pace_s = math.inf if request.slo.tpot_s is None else request.slo.tpot_s
-            answer_tokens = self.mean_tokens(request)
-            self.demand = self.demand.plus(demand_of(request.prompt_tokens, answer_tokens, pace_s, self.ready[0]))
+            lengths = self._lengths.get(request.service_class)
+            moments = lengths.moments if lengths else UNKNOWN_MOMENTS
+            self.demand = self.demand.plus(demand_of(request.prompt_tokens, moments, pace_s, self.ready[0]))
 
     def observe_length(self, request: Request) -> None:
         self._lengths.setdefault(request.service_class, OutputLengths()).observe(request.emitted_tokens)

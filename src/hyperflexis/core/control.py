@@ -52,6 +52,10 @@ TICK_S = 0.2
 """How often roles, and what waits for an instance to decode on, are looked at where nothing happens."""
 _UNKEPT = frozenset({Why.LEAST_HARM, Why.BEST_EFFORT})
 """Reasons of placements that do not keep every promise."""
+STANDING_MAX_S = 5.0
+"""A request that no instance would decode for so long goes on where it is: it may hold the blocks that others need."""
+BIND_TRIES_MAX = 8
+"""So many that fit nowhere are looked at, each time that others might."""
 MOVE_TRIES_MAX = 3
 """A request that could not be moved so often stays where it is."""
 _LINKED_STATES = frozenset({InstanceState.LINKING, InstanceState.READY})
@@ -303,7 +307,7 @@ class ControlPlane:
             return []
         instance.rules_in_force = max(instance.rules_in_force, event.rules_version)
         for request_id in event.suspended:
-            self._stand(instance, request_id)
+            self._stand(instance, request_id, now)
         commands: list[Command] = [Cancel(i, instance.id, Reason(Why.CLIENT_LEFT)) for i in unwanted]
         return [*commands, *self._bind_early(instance, event.started, now), *self._bind(now)]
 
@@ -322,11 +326,12 @@ class ControlPlane:
 
     # -- from one instance to another
 
-    def _stand(self, instance: Instance, request_id: int) -> None:
+    def _stand(self, instance: Instance, request_id: int, now: float) -> None:
         request = self.cluster.requests.get(request_id)
         if request is None or request.id not in instance.decoding:  # Else it waits, and its state is the same.
             return
         request.step(RequestStep.STAND)
+        request.standing_since_s = now
         instance.stand(request)
         if request_id not in self.migrations:
             self._handed_off[request_id] = request
@@ -336,6 +341,7 @@ class ControlPlane:
         if request is not None and request.id in instance.standing:
             request.step(RequestStep.GO_ON)
             instance.go_on(request)
+            instance.replan(request, request.prompt_tokens + self.cluster.expected_tokens(request))
             self._handed_off.pop(request_id, None)
 
     def _bind_early(self, instance: Instance, started: Sequence[int], now: float) -> list[Command]:
@@ -356,16 +362,20 @@ class ControlPlane:
 
     def _bind(self, now: float) -> list[Command]:
         """Find an instance to decode for each request that stands still; the longest waiting one first."""
-        binder, commands = self.policy.binder, list[Command]()
+        binder, commands, refused = self.policy.binder, list[Command](), 0
         for request in list(self._handed_off.values()):
             assert request.instance_id is not None
             source = self.cluster.instances[request.instance_id]
             targets = self._targets(source)
             placement = None
-            if binder is not None and request.move_failures < MOVE_TRIES_MAX:
+            is_overdue = now - request.standing_since_s > STANDING_MAX_S
+            if binder is not None and request.move_failures < MOVE_TRIES_MAX and not is_overdue:
                 placement = binder.choose(request, source, targets, self.cluster, now)
                 if placement is None and targets:
-                    break  # Nor would there be room for those behind it, but for small ones, which are soon served.
+                    refused += 1
+                    if refused == BIND_TRIES_MAX:
+                        break
+                    continue
             del self._handed_off[request.id]
             if placement is None or placement.instance is source:
                 commands.append(self.migrations.stay(request, Why.NO_DECODE))

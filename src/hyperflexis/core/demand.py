@@ -6,7 +6,6 @@ of demand is seen before its decodes pile up. How much of it an instance can do 
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 from hyperflexis.core import loads
@@ -36,14 +35,18 @@ class Demand(NamedTuple):
         return Demand(*(max(one, two) for one, two in zip(self, other, strict=True)))
 
 
-def demand_of(prompt_tokens: int, answer_tokens: float, pace_s: float, instance: Instance) -> Demand:
-    """What one request adds, on instances like this one."""
-    model = instance.latency.model
-    context = prompt_tokens + answer_tokens / 2
+def demand_of(prompt_tokens: int, answer_moments: tuple[float, float], pace_s: float, instance: Instance) -> Demand:
+    """What one request adds, on instances like this one. Answers' moments are the means of lengths and of squares.
+
+    A decode of o tokens after p is o steps on contexts of p + o / 2 on average: the squares count, as few long answers
+    hold most of the blocks.
+    """
+    model, (mean, square) = instance.latency.model, answer_moments
+    context_steps = prompt_tokens * mean + square / 2
     pace_s = min(pace_s, loads.pace_cap_s(instance))
     return Demand(
         prefill_s=model.chunk_s(prompt_tokens, 0),
-        decode_s=answer_tokens * (model.decode_seq_s + model.context_token_s * context),
-        kv_token_s=context * answer_tokens * (pace_s if math.isfinite(pace_s) else 0.0),
+        decode_s=model.decode_seq_s * mean + model.context_token_s * context_steps,
+        kv_token_s=context_steps * pace_s,
         prompt_tokens=prompt_tokens,
     )

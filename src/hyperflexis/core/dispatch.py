@@ -128,47 +128,48 @@ class SloDispatcher:
     """The least score; between equals, most of the prompt held, then fewest requests now, then fewest so far.
 
     `separation` says how much keeping strict paces apart is worth. With 0 every pace may use every instance, which is
-    quicker on average and keeps fewer promises under bursts.
+    quicker on average and keeps fewer promises under bursts. Where instances prefill for others, new requests go to
+    these; with `converts`, to one that decodes where they would be late otherwise.
     """
 
-    def __init__(self, separation: float = 1.0) -> None:
+    def __init__(self, separation: float = 1.0, *, converts: bool = True) -> None:
         if not separation >= 0:
             raise ValueError(f"separation must be at least 0, not {separation}")
         self._splits = Splits(TOLERANCE / separation) if separation else None
+        self._converts = converts
 
     def choose(self, request: Request, instances: Sequence[Instance], cluster: Cluster, now: float) -> Placement:
         expected = cluster.expected_tokens(request)
         prefilling = [instance for instance in instances if instance.role is Role.PREFILL]
         if prefilling:
-            return _apart(request, prefilling, cluster, expected, now)
-        allowed = self._splits.allowed(request, instances, cluster.ready, now) if self._splits else instances
+            allowed: Sequence[Instance] = prefilling
+        else:
+            allowed = self._splits.allowed(request, instances, cluster.ready, now) if self._splits else instances
         instance = allowed[_least(request, allowed, cluster, expected)]
         predicted = estimate(request, instance, expected, now)
         if request.refuses_late and not is_feasible(request, predicted):
             instance, predicted = _first_feasible(request, instances, expected, now) or (instance, predicted)
         why = Why.FEASIBLE if is_feasible(request, predicted) else Why.LEAST_HARM
         numbers = (("ttft_s", predicted.ttft_s), ("peak_step_s", predicted.peak_step_s))
-        return Placement(instance, Reason(why, numbers), predicted.ttft_s, predicted.step_s)
+        placement = Placement(instance, Reason(why, numbers), predicted.ttft_s, predicted.step_s or None)
+        if prefilling and self._converts and why is not Why.FEASIBLE:
+            return _converted(request, placement, cluster, expected, now)
+        return placement
 
 
-def _apart(
-    request: Request, prefilling: Sequence[Instance], cluster: Cluster, expected_tokens: int, now: float
-) -> Placement:
-    """Where instances prefill for others: the one with the least score; another only where that keeps a promise.
+def _converted(request: Request, placement: Placement, cluster: Cluster, expected_tokens: int, now: float) -> Placement:
+    """Where instances prefill for others, and none of them in time: one that decodes, if that keeps every promise.
 
-    So what decodes is slowed down by a prefill only if its first token would be late otherwise.
+    What decodes is slowed down by a prefill, and so only if its first token would be late otherwise.
     """
-    instance = prefilling[_least(request, prefilling, cluster, expected_tokens)]
-    predicted = estimate(request, instance, expected_tokens, now)
-    if not is_feasible(request, predicted):
-        others = [other for other in cluster.ready if other.role is not Role.PREFILL]
-        found = [(estimate(request, other, expected_tokens, now), other) for other in others]
-        feasible = [(each.ttft_s, other.id, other, each) for each, other in found if is_feasible(request, each)]
-        if feasible:
-            _, _, instance, predicted = min(feasible)
-    why = Why.FEASIBLE if is_feasible(request, predicted) else Why.LEAST_HARM
+    others = [other for other in cluster.ready if other.role is not Role.PREFILL]
+    found = [(estimate(request, other, expected_tokens, now), other) for other in others]
+    feasible = [(each.ttft_s, other.id, other, each) for each, other in found if is_feasible(request, each)]
+    if not feasible:
+        return placement
+    _, _, instance, predicted = min(feasible)
     numbers = (("ttft_s", predicted.ttft_s), ("peak_step_s", predicted.peak_step_s))
-    return Placement(instance, Reason(why, numbers), predicted.ttft_s, predicted.step_s or None)
+    return Placement(instance, Reason(Why.FEASIBLE, numbers), predicted.ttft_s, predicted.step_s)
 
 
 def _first_feasible(

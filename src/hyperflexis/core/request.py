@@ -135,6 +135,7 @@ class Request:
     """Moves from one instance to another that were completed."""
     move_failures: int = 0
     """And those that were not."""
+    standing_since_s: float = math.inf
     dispatched_s: float | None = None
     prefill_started_s: float | None = None
     first_token_s: float | None = None

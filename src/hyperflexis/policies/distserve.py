@@ -14,4 +14,4 @@ from hyperflexis.core.step import StepRules
 
 def policy(prefill_tokens_max: int) -> Policy:
     rules = StepRules(prefill_tokens_max=prefill_tokens_max)
-    return Policy("distserve", SloDispatcher(separation=0), rules, binder=LeastPace())
+    return Policy("distserve", SloDispatcher(separation=0, converts=False), rules, binder=LeastPace(stays=False))

@@ -12,13 +12,19 @@ What was measured for and against each is in the decisions, 6 to 9, and docs/res
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hyperflexis.core.binding import LeastPace
 from hyperflexis.core.control import Policy
 from hyperflexis.core.dispatch import SloDispatcher
+from hyperflexis.core.instance import Role
 from hyperflexis.core.roles import GrowthPlanner
 from hyperflexis.core.step import StepRules
 
 ROLES = ("none", "fixed", "planned")
+PREFILL_CHUNK = 4096
+"""Most tokens of a step where nothing decodes: what comes meanwhile waits for its end. (2048 cost capacity, 8192 first
+tokens; measured.)"""
 
 
 def policy(prefill_tokens_max: int, *, separation: float = 1.0, roles: str = "none") -> Policy:
@@ -32,5 +38,11 @@ def policy(prefill_tokens_max: int, *, separation: float = 1.0, roles: str = "no
     rules = StepRules(prefill_tokens_max=prefill_tokens_max)
     if roles == "none":
         return Policy("hyperflexis", SloDispatcher(separation), rules)
-    planner = GrowthPlanner() if roles == "planned" else None
-    return Policy("hyperflexis", SloDispatcher(separation), rules, binder=LeastPace(), planner=planner)
+    return Policy(
+        "hyperflexis",
+        SloDispatcher(separation),
+        rules,
+        role_rules={Role.PREFILL: replace(rules, prefill_tokens_max=min(PREFILL_CHUNK, prefill_tokens_max))},
+        binder=LeastPace(),
+        planner=GrowthPlanner() if roles == "planned" else None,
+    )

@@ -69,6 +69,8 @@ class SimMoves:
         self._suspended: list[int] = []
         self._resumed: list[int] = []
         self._arrived: list[Arrival] = []
+        self._sources: dict[int, SimInstance] = {}
+        """Where these have come from. They are told with the report, and not before it is known where a request is."""
 
     # -- the taker's end
 
@@ -143,8 +145,8 @@ class SimMoves:
         del self._takings[step.request_id]
         sequence = taking.make(taking.parting)
         self._owner.adopt(sequence, step.computed, taking.answer_tokens)
-        self._say(partial(taking.source.moves._taken, step.request_id), taking.source)
         emitted = taking.parting.emitted
+        self._sources[step.request_id] = taking.source
         self._arrived.append(
             Arrival(step.request_id, taking.source.id, step.computed, emitted, taking.copied_tokens, taking.copied_s)
         )
@@ -189,6 +191,9 @@ class SimMoves:
         self._suspended = list(handed_off)
         self.answer(may_stop=True)
         told = StepMoves(self._suspended, self._resumed, self._arrived)
+        for arrival in self._arrived:
+            source = self._sources.pop(arrival.request_id)
+            self._say(partial(source.moves._taken, arrival.request_id), source)
         self._suspended, self._resumed, self._arrived = [], [], []
         return told
 
