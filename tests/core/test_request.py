@@ -43,7 +43,9 @@ def test_every_state_is_reached_and_has_a_way_to_an_end() -> None:
 
 def test_whoever_is_on_an_instance_can_lose_it() -> None:
     for state in RequestState:
-        assert (RequestStep.REQUEUE in TRANSITIONS[state]) == (state in ON_INSTANCE)
+        assert (RequestStep.LOSE in TRANSITIONS[state]) == (state in ON_INSTANCE)
+        may_be_queued = state in ON_INSTANCE or state is RequestState.IN_TRANSIT
+        assert (RequestStep.REQUEUE in TRANSITIONS[state]) == may_be_queued
 
 
 def test_context_is_prompt_and_what_was_emitted() -> None:

@@ -10,6 +10,7 @@ from collections import deque
 
 from hyperflexis.core.instance import Instance, InstanceState, Role
 from hyperflexis.core.loads import Loads
+from hyperflexis.core.network import Network
 from hyperflexis.core.request import ON_INSTANCE, Request, RequestState
 
 
@@ -53,12 +54,15 @@ class Cluster:
         self.instances: dict[int, Instance] = {}
         self.ready: list[Instance] = []
         """Those that take requests; `note_ready` keeps it."""
+        self.fronts: list[Instance] = []
+        """Those of them to which new requests go: all but the ones that decode for others, if there are any."""
         self.tokens_max = 0
         """Tokens of one request that every ready instance could hold."""
         self.queue: list[Request] = []
         self._lengths: dict[str, OutputLengths] = {}
         self._changed: set[Instance] = set()
         self.loads = Loads(self._changed)
+        self.network = Network()
 
     def launch(self, instance_id: int, role: Role) -> Instance:
         """Count a new instance in; it is not ready."""
@@ -70,6 +74,7 @@ class Cluster:
         """Say that an instance has become ready, or is so no more."""
         self.ready = [instance for instance in self.instances.values() if instance.state is InstanceState.READY]
         self.tokens_max = min((i.capacity.blocks * i.capacity.block_tokens for i in self.ready), default=0)
+        self.fronts = [instance for instance in self.ready if instance.role is not Role.DECODE] or self.ready
         self.loads.reset(self.ready)
 
     def enqueue(self, request: Request) -> None:
@@ -96,16 +101,19 @@ class Cluster:
         assert [_key(request) for request in self.queue] == sorted(_key(request) for request in self.queue)
         ready = [instance for instance in self.instances.values() if instance.state is InstanceState.READY]
         assert ready == self.ready, "the list of ready instances is another one"
+        fronts = [instance for instance in ready if instance.role is not Role.DECODE] or ready
+        assert fronts == self.fronts, "the list of instances for new requests is another one"
         placed: dict[int, int] = {}
         for instance in self.instances.values():
             instance.check()
-            for request_id in [*instance.waiting, *instance.decoding]:
+            for request_id in [*instance.waiting, *instance.decoding, *instance.standing]:
                 assert request_id not in placed, f"request {request_id} is on two instances"
                 placed[request_id] = instance.id
         for request in self.requests.values():
             assert (request.state is RequestState.QUEUED) == (request.id in queued), repr(request)
             assert (request.state in ON_INSTANCE) == (request.id in placed), repr(request)
-        assert queued | placed.keys() == self.requests.keys(), "a request is kept that is nowhere"
+        lost = {request.id for request in self.requests.values() if request.state is RequestState.IN_TRANSIT}
+        assert queued | placed.keys() | lost == self.requests.keys(), "a request is kept that is nowhere"
 
 
 def _key(request: Request) -> tuple[int, float, float, int]:

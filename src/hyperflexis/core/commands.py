@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from hyperflexis.core.instance import Role
 from hyperflexis.core.slo import Verdict
+from hyperflexis.core.step import StepRules
 
 
 class Why(Enum):
@@ -26,6 +27,17 @@ class Why(Enum):
     LOST_TOO_OFTEN = "every instance that had it died"
     START_FAILS = "instances keep failing to start"
     FAILED = "its instance could not compute it"
+    PREFILLED = "its first token is out, and another instance decodes"
+    PREFILLING = "its prefill will end, and another instance decodes"
+    NO_DECODE = "no instance for decoding takes it"
+    MOVE_FAILED = "it could not be moved"
+    TARGET_LOST = "the instance that was to take it died"
+    SOURCE_LOST = "the instance that had it died"
+    RELIEVES = "its instance is too slow for what it promised"
+    EVACUATES = "its instance is to hold nothing"
+    DEFRAGMENTS = "makes room for a large prompt"
+    BALANCES = "more prefill is needed, or less"
+    MEMBERSHIP = "instances may take from each other"
     ENDED = "the last token is out"
 
 
@@ -87,4 +99,63 @@ class Launch(NamedTuple):
     reason: Reason
 
 
-Command = Dispatch | Hold | Reject | Cancel | Conclude | Launch
+class Migrate(NamedTuple):
+    """The target is to take it from the source, while it runs."""
+
+    request_id: int
+    source_id: int
+    target_id: int
+    tokens: int
+    """Room that it needs now."""
+    at_first_token: bool
+    """It is handed off: it stands still with its first token, and not before."""
+    link_version: int
+    reason: Reason
+    expected_tokens: int = 0
+
+
+class Abandon(NamedTuple):
+    """The target is to say at once whether it has taken it, and not to wait for the source."""
+
+    request_id: int
+    target_id: int
+    reason: Reason
+
+
+class Stay(NamedTuple):
+    """It goes on where it stands."""
+
+    request_id: int
+    instance_id: int
+    reason: Reason
+
+
+class AssignRole(NamedTuple):
+    """Put these rules in force there, which make the role, and say so."""
+
+    instance_id: int
+    role: Role
+    rules: StepRules
+    version: int
+    reason: Reason
+
+
+class Link(NamedTuple):
+    """Let the target take what the source has, from now on and without delay."""
+
+    source_id: int
+    target_id: int
+    version: int
+    reason: Reason
+
+
+class Unlink(NamedTuple):
+    """Nothing is taken there any more."""
+
+    source_id: int
+    target_id: int
+    version: int
+    reason: Reason
+
+
+Command = Dispatch | Hold | Reject | Cancel | Conclude | Launch | Migrate | Abandon | Stay | AssignRole | Link | Unlink

@@ -8,28 +8,53 @@ same class, so what wins in one is what runs in the other.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+from hyperflexis.core.binding import Binder
 from hyperflexis.core.cluster import Cluster
-from hyperflexis.core.commands import Cancel, Command, Conclude, Dispatch, Hold, Launch, Reason, Reject, Why
+from hyperflexis.core.commands import (
+    AssignRole,
+    Cancel,
+    Command,
+    Conclude,
+    Dispatch,
+    Hold,
+    Launch,
+    Reason,
+    Reject,
+    Why,
+)
 from hyperflexis.core.dispatch import Dispatcher, Placement
 from hyperflexis.core.events import (
+    Arrival,
     Event,
     InstanceLost,
     InstanceReady,
     InstanceReported,
+    Linked,
+    LinkFailed,
     RequestArrived,
     RequestCancelled,
     RequestFinished,
+    TransferFailed,
     Wakeup,
 )
 from hyperflexis.core.instance import Instance, InstanceState, InstanceStep, Role
+from hyperflexis.core.links import Links
+from hyperflexis.core.migration import Migration, Migrations
 from hyperflexis.core.request import ON_INSTANCE, Request, RequestState, RequestStep
+from hyperflexis.core.roles import RoleChange, RolePlanner
 from hyperflexis.core.step import StepRules
 
+TICK_S = 0.2
+"""How often roles, and what waits for an instance to decode on, are looked at where nothing happens."""
 _UNKEPT = frozenset({Why.LEAST_HARM, Why.BEST_EFFORT})
 """Reasons of placements that do not keep every promise."""
+MOVE_TRIES_MAX = 3
+"""A request that could not be moved so often stays where it is."""
+_LINKED_STATES = frozenset({InstanceState.LINKING, InstanceState.READY})
 DISPATCHES_MAX = 4
 """A request that was on this many instances when they died is not tried again."""
 
@@ -41,6 +66,16 @@ class Policy:
     name: str
     dispatcher: Dispatcher
     rules: StepRules = field(default_factory=StepRules)
+    role_rules: Mapping[Role, StepRules] = field(default_factory=dict)
+    """Of instances with a role other than mixed, where they differ."""
+    binder: Binder | None = None
+    """Which instance decodes what another has prefilled; without one, that one does."""
+    planner: RolePlanner | None = None
+    """What changes roles; without one they stay."""
+
+    def rules_of(self, role: Role) -> StepRules:
+        rules = self.role_rules.get(role, self.rules)
+        return replace(rules, hands_off=role is Role.PREFILL) if self.binder is not None else rules
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +83,8 @@ class FixedFleet:
     """How many instances there should be, and how hard to try to have them."""
 
     instances: int
+    roles: Sequence[Role] = ()
+    """Of the instances, as they are launched; mixed where nothing is said."""
     launch_attempts_max: int = 5
     """Consecutive failures to start after which no more are tried."""
     launch_backoff_s: float = 1.0
@@ -62,6 +99,11 @@ class ControlPlane:
         self.fleet = fleet
         self.requests_max = requests_max
         self.cluster = Cluster()
+        self.links = Links()
+        self.migrations = Migrations(self.cluster, self.links)
+        self._handed_off: dict[int, Request] = {}
+        """Those that stand still where they were prefilled, and are bound to no other instance yet."""
+        self._tick_s = -math.inf
         self._next_instance_id = 0
         self._failed_launches = 0
         self._launch_at_s = -math.inf
@@ -72,6 +114,9 @@ class ControlPlane:
             InstanceReady: self._on_ready,
             InstanceReported: self._on_reported,
             InstanceLost: self._on_lost,
+            TransferFailed: self._on_transfer_failed,
+            Linked: self._on_linked,
+            LinkFailed: self._on_link_failed,
             Wakeup: self._on_wakeup,
         }
 
@@ -81,9 +126,17 @@ class ControlPlane:
 
     def next_wakeup(self) -> float | None:
         """The instant at which something should be decided even if nothing happens until then."""
+        instants = [self.links.next_retry_s()] if self._moves else []
         if self._missing_instances() > 0 and self._failed_launches < self.fleet.launch_attempts_max:
-            return self._launch_at_s
-        return None
+            instants.append(self._launch_at_s)
+        if self._moves and self.cluster.requests:
+            instants.append(self._tick_s + TICK_S)
+        return min((instant for instant in instants if instant is not None), default=None)
+
+    @property
+    def _moves(self) -> bool:
+        """Whether requests may go from one instance to another."""
+        return self.policy.binder is not None
 
     def is_startable(self) -> bool:
         """False once launching has been given up."""
@@ -145,8 +198,10 @@ class ControlPlane:
         if request.instance_id is not None:
             commands.append(Cancel(request.id, request.instance_id, reason))
             self.cluster.instances[request.instance_id].remove(request)
-        else:
+        elif request.state is RequestState.QUEUED:
             self.cluster.dequeue(request)
+        commands += self.migrations.cancel(request, reason)
+        self._handed_off.pop(request.id, None)
         if request.first_token_s is not None:
             request.tokens_before = max(request.tokens_before, event.emitted_tokens)
             request.last_token_s = now
@@ -173,16 +228,56 @@ class ControlPlane:
 
     def _on_ready(self, event: InstanceReady, now: float) -> list[Command]:
         instance = self.cluster.instances[event.instance_id]
-        instance.become_ready(event.capacity, event.latency, now)
-        self.cluster.note_ready()
         self._failed_launches = 0
+        instance.learn(event.capacity, event.latency)
+        commands: list[Command] = []
+        if instance.role is not Role.MIXED:
+            commands.append(self._assign(instance, instance.role, Reason(Why.MEMBERSHIP), now))
+        if self._moves:
+            others = [i for i in self.cluster.instances.values() if i.state in _LINKED_STATES]
+            commands += self.links.connect(instance, others)
+            instance.step(InstanceStep.LINK)
+        return [*commands, *self._open(instance, now)]
+
+    def _open(self, instance: Instance, now: float) -> list[Command]:
+        """Let an instance take work, once all its links are up or have failed."""
+        if self.links.is_pending(instance.id):
+            return []
+        instance.take_work(now)
+        self.cluster.note_ready()
         return self._dispatch_queue(now)
+
+    def _on_linked(self, event: Linked, now: float) -> list[Command]:
+        if not self.links.up(event.source_id, event.target_id, event.version):
+            return []
+        return self._open_linked(event, now)
+
+    def _on_link_failed(self, event: LinkFailed, now: float) -> list[Command]:
+        self.links.down(event.source_id, event.target_id, event.version, now)
+        return self._open_linked(event, now)
+
+    def _open_linked(self, event: Linked | LinkFailed, now: float) -> list[Command]:
+        ends = [self.cluster.instances.get(end) for end in (event.source_id, event.target_id)]
+        waiting = [end for end in ends if end is not None and end.state is InstanceState.LINKING]
+        return [command for end in waiting for command in self._open(end, now)]
+
+    def _assign(self, instance: Instance, role: Role, reason: Reason, now: float) -> AssignRole:
+        """Give an instance a role: what it does from now on, and what others expect of it."""
+        instance.role = role
+        instance.role_since_s = now
+        instance.rules_version += 1
+        if instance.state is InstanceState.READY:
+            self.cluster.note_ready()
+        return AssignRole(instance.id, role, self.policy.rules_of(role), instance.rules_version, reason)
 
     def _on_reported(self, event: InstanceReported, now: float) -> list[Command]:
         instance = self.cluster.instances[event.instance_id]
         instance.advance(event.steps - 1)
         for request_id in event.preempted:
             self._fall_back(instance, request_id)
+        for request_id in event.resumed:
+            self._go_on(instance, request_id)
+        unwanted = [arrival.request_id for arrival in event.arrived if not self._arrive(instance, arrival)]
         instance.advance(1)
         for request_id in event.started:
             request = self._waiting_at(instance, request_id)
@@ -202,7 +297,13 @@ class ControlPlane:
         instance.observe_step(event.shape, event.duration_s, now)
         for request in instance.outgrown():
             instance.replan(request, request.prompt_tokens + self.cluster.expected_tokens(request))
-        return []
+        if not self._moves:
+            return []
+        instance.rules_in_force = max(instance.rules_in_force, event.rules_version)
+        for request_id in event.suspended:
+            self._stand(instance, request_id)
+        commands: list[Command] = [Cancel(i, instance.id, Reason(Why.CLIENT_LEFT)) for i in unwanted]
+        return [*commands, *self._bind_early(instance, event.started, now), *self._bind(now)]
 
     def _waiting_at(self, instance: Instance, request_id: int) -> Request | None:
         """Find a request that waits there; None if it was cancelled, or moved on, while the step ran."""
@@ -217,15 +318,110 @@ class ControlPlane:
             instance.fall_back(request)
         request.step(RequestStep.PREEMPT)
 
+    # -- from one instance to another
+
+    def _stand(self, instance: Instance, request_id: int) -> None:
+        request = self.cluster.requests.get(request_id)
+        if request is None or request.id not in instance.decoding:  # Else it waits, and its state is the same.
+            return
+        request.step(RequestStep.STAND)
+        instance.stand(request)
+        if request_id not in self.migrations:
+            self._handed_off[request_id] = request
+
+    def _go_on(self, instance: Instance, request_id: int) -> None:
+        request = self.cluster.requests.get(request_id)
+        if request is not None and request.id in instance.standing:
+            request.step(RequestStep.GO_ON)
+            instance.go_on(request)
+            self._handed_off.pop(request_id, None)
+
+    def _bind_early(self, instance: Instance, started: Sequence[int], now: float) -> list[Command]:
+        """Send for what will be handed off, so that its KV moves while the rest of it is prefilled."""
+        binder = self.policy.binder
+        if binder is None or instance.role is not Role.PREFILL:
+            return []
+        commands: list[Command] = []
+        for request_id in started:
+            request = self._waiting_at(instance, request_id)
+            if request is None or request_id in self.migrations:
+                continue
+            placement = binder.choose(request, instance, self._targets(instance), self.cluster, now)
+            if placement is not None and placement.instance is not instance:
+                reason = placement.reason._replace(why=Why.PREFILLING)
+                commands.append(self._migrate(request, placement.instance, reason, now, at_first_token=True))
+        return commands
+
+    def _bind(self, now: float) -> list[Command]:
+        """Find an instance to decode for each request that stands still; the longest waiting one first."""
+        binder, commands = self.policy.binder, list[Command]()
+        for request in list(self._handed_off.values()):
+            assert request.instance_id is not None
+            source = self.cluster.instances[request.instance_id]
+            targets = self._targets(source)
+            placement = None
+            if binder is not None and request.move_failures < MOVE_TRIES_MAX:
+                placement = binder.choose(request, source, targets, self.cluster, now)
+                if placement is None and targets:
+                    continue
+            del self._handed_off[request.id]
+            if placement is None or placement.instance is source:
+                commands.append(self.migrations.stay(request, Why.NO_DECODE))
+            else:
+                commands.append(self._migrate(request, placement.instance, placement.reason, now, at_first_token=True))
+        return commands
+
+    def _targets(self, source: Instance) -> list[Instance]:
+        """Where what is at an instance could decode."""
+        return [i for i in self.cluster.ready if i.role is not Role.PREFILL and self.migrations.can(source, i)]
+
+    def _migrate(
+        self, request: Request, target: Instance, reason: Reason, now: float, *, at_first_token: bool = False
+    ) -> Command:
+        assert request.instance_id is not None
+        kv_bytes = request.context_tokens * target.capacity.kv_token_bytes
+        self.cluster.network.send(request.instance_id, target.id, kv_bytes, now)
+        return self.migrations.begin(request, target, reason, now, at_first_token=at_first_token)
+
+    def _arrive(self, target: Instance, arrival: Arrival) -> bool:
+        """Count a request where it is now; False if nobody wants it there any more."""
+        kv_bytes = arrival.copied_tokens * target.capacity.kv_token_bytes
+        self.cluster.network.observe(arrival.source_id, target.id, kv_bytes, arrival.copied_s)
+        self._handed_off.pop(arrival.request_id, None)
+        return self.migrations.done(arrival, target.id)
+
+    def _on_transfer_failed(self, event: TransferFailed, now: float) -> list[Command]:
+        moved = self.migrations.failed(event.request_id, event.target_id)
+        return [] if moved is None else [*self._after_failure(moved, Why.MOVE_FAILED), *self._dispatch_queue(now)]
+
+    def _after_failure(self, moved: Migration, why: Why) -> list[Command]:
+        """What becomes of a request that was to move and has not."""
+        request = moved.request
+        if self.cluster.requests.get(request.id) is not request:
+            return []
+        if request.state is RequestState.IN_TRANSIT:
+            return [self._requeue(request)]
+        request.move_failures += 1
+        if request.state is RequestState.STANDING and moved.at_first_token:
+            self._handed_off[request.id] = request
+            return []
+        return [self.migrations.stay(request, why)]
+
     def _on_lost(self, event: InstanceLost, now: float) -> list[Command]:
         """Forget the instance; what it had is dispatched again, with the tokens that its clients already have."""
         instance = self.cluster.instances.pop(event.instance_id)
         self._back_off(instance, now)
         instance.step(InstanceStep.LOSE)
         self.cluster.note_ready()
+        commands: list[Command] = [*self.links.disconnect(instance.id), *self.migrations.lose_source(instance)]
         for request in instance.decoding.values():
             request.stop_counting()
-        commands = [self._requeue(r) for r in [*instance.waiting.values(), *instance.decoding.values()]]
+        held = [*instance.waiting.values(), *instance.decoding.values(), *instance.standing.values()]
+        for request in held:
+            self._handed_off.pop(request.id, None)
+        commands += [self._requeue(request) for request in held if request.id not in self.migrations]
+        for moved in self.migrations.lose_target(instance):
+            commands += self._after_failure(moved, Why.TARGET_LOST)
         commands += self._launch_missing(now)
         if not self.is_startable() and not self.cluster.instances:
             return [*commands, *self._give_up()]
@@ -260,7 +456,26 @@ class ControlPlane:
         return [self._refuse(request, Reason(Why.START_FAILS)) for request in waiting]
 
     def _on_wakeup(self, event: Wakeup, now: float) -> list[Command]:
-        return self._launch_missing(now)
+        commands = self._launch_missing(now)
+        if not self._moves or now < self._tick_s + TICK_S:
+            return commands
+        self._tick_s = now
+        commands += self.links.retry(now)
+        if self.policy.planner is not None:
+            for change in self.policy.planner.plan(self.cluster, now):
+                commands += self._change_role(change, now)
+        return [*commands, *self._bind(now)]
+
+    def _change_role(self, change: RoleChange, now: float) -> list[Command]:
+        """Relabel an instance. What it has stays and ends there, but for what only waits to decode elsewhere."""
+        instance = change.instance
+        commands: list[Command] = [self._assign(instance, change.role, change.reason, now)]
+        if change.role is not Role.PREFILL:
+            stay = [request for request in instance.standing.values() if request.id in self._handed_off]
+            for request in stay:
+                del self._handed_off[request.id]
+            commands += [self.migrations.stay(request, Why.BALANCES) for request in stay]
+        return commands
 
     def _missing_instances(self) -> int:
         return self.fleet.instances - len(self.cluster.instances)
@@ -270,11 +485,20 @@ class ControlPlane:
             return []
         commands: list[Command] = []
         while self._missing_instances() > 0:
-            instance = self.cluster.launch(self._next_instance_id, Role.MIXED)
+            instance = self.cluster.launch(self._next_instance_id, self._missing_role())
             self._next_instance_id += 1
             numbers = (("have", float(len(self.cluster.instances))), ("want", float(self.fleet.instances)))
             commands.append(Launch(instance.id, instance.role, Reason(Why.FLEET_SHORT, numbers)))
         return commands
+
+    def _missing_role(self) -> Role:
+        """The first of the fleet's roles that nobody has."""
+        have = Counter(instance.role for instance in self.cluster.instances.values())
+        for role in self.fleet.roles:
+            if not have[role]:
+                return role
+            have[role] -= 1
+        return Role.MIXED
 
     # -- dispatch
 
@@ -303,7 +527,8 @@ class ControlPlane:
             request.predicted_ttft_s = placement.ttft_s
             request.predicted_tpot_s = placement.tpot_s
         expected = self.cluster.expected_tokens(request)
-        placement.instance.place(request, request.prompt_tokens + expected, now)
+        is_prefill = placement.instance.role is Role.PREFILL
+        placement.instance.place(request, request.context_tokens + (1 if is_prefill else expected), now)
         return Dispatch(request.id, placement.instance.id, placement.reason, expected)
 
     def _excess_s(self, request: Request, placement: Placement) -> float:
@@ -318,8 +543,8 @@ class ControlPlane:
     def _large_enough(self, request: Request) -> list[Instance]:
         tokens = request.prompt_tokens + request.max_tokens
         if tokens <= self.cluster.tokens_max:
-            return self.cluster.ready
-        return [i for i in self.cluster.ready if i.capacity.blocks_for(tokens) <= i.capacity.blocks]
+            return self.cluster.fronts
+        return [i for i in self.cluster.fronts if i.capacity.blocks_for(tokens) <= i.capacity.blocks]
 
     # -- looking in
 
@@ -331,6 +556,10 @@ class ControlPlane:
     def check(self) -> None:
         """Every invariant; an AssertionError carries the state's repr."""
         self.cluster.check()
+        self.migrations.check()
+        for request_id, request in self._handed_off.items():
+            assert request.state is RequestState.STANDING, f"handed off without standing still: {request!r}"
+            assert request_id not in self.migrations, f"bound twice: {request!r}"
         for request in self.cluster.requests.values():
             assert (request.instance_id is not None) == (request.state in ON_INSTANCE), repr(request)
         if self.cluster.ready:

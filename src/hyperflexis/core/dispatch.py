@@ -25,7 +25,7 @@ import numpy.typing as npt
 from hyperflexis.core import budget, loads
 from hyperflexis.core.cluster import Cluster
 from hyperflexis.core.commands import Reason, Why
-from hyperflexis.core.instance import Instance
+from hyperflexis.core.instance import Instance, Role
 from hyperflexis.core.request import Request
 from hyperflexis.core.splits import TOLERANCE, Splits
 
@@ -61,13 +61,18 @@ def estimate(request: Request, instance: Instance, expected_tokens: int, now: fl
     own_s = instance.prefill_work_s(request, instance.cached_tokens(request))
     work_s = _stretch(instance) * (instance.ahead_s(request) + own_s)
     ttft_s = now - request.arrived_s + instance.residual_s(now) + latency.model.prefill_base_s + work_s
-    planned = request.prompt_tokens + expected_tokens
+    is_prefill = instance.role is Role.PREFILL
+    planned = request.context_tokens + 1 if is_prefill else request.prompt_tokens + expected_tokens
     blocks = instance.planned_blocks + instance.capacity.blocks_for(planned)
-    peak_step_s = latency.decode_step_s(instance.requests + 1, instance.planned_tokens + planned)
+    if is_prefill:  # It decodes elsewhere, on an instance that is not known yet: about as fast as it was promised.
+        step_s = peak_step_s = 0.0
+    else:
+        step_s = latency.decode_step_s(seqs + 1, context + request.context_tokens)
+        peak_step_s = latency.decode_step_s(instance.requests + 1, instance.planned_tokens + planned)
     return Estimate(
         ttft_s=ttft_s,
         e2e_s=ttft_s + max(0, expected_tokens - request.emitted_tokens) * peak_step_s,
-        step_s=latency.decode_step_s(seqs + 1, context + request.context_tokens),
+        step_s=step_s,
         peak_step_s=peak_step_s,
         strictest_pace_s=min(loads.pace_cap_s(instance), instance.strictest_pace_s(), _tpot_s(request)),
         has_blocks=blocks <= instance.capacity.blocks,

@@ -44,6 +44,18 @@ class InstanceReady(NamedTuple):
     latency: LatencyModel
 
 
+class Arrival(NamedTuple):
+    """A request goes on at another instance than before, with so many tokens computed and emitted."""
+
+    request_id: int
+    source_id: int
+    computed_tokens: int
+    emitted_tokens: int
+    copied_tokens: int = 0
+    copied_s: float = 0.0
+    """What copying these took, waiting not counted."""
+
+
 class InstanceReported(NamedTuple):
     """Steps ended, the last of them just now. In each, everything that decodes there emitted one token.
 
@@ -63,6 +75,14 @@ class InstanceReported(NamedTuple):
     """Requests that lost their blocks before it."""
     latency: LatencyModel | None = None
     """A new model of itself, where the instance has fitted one."""
+    resumed: Sequence[int] = ()
+    """Requests that stood still and took part in it again."""
+    arrived: Sequence[Arrival] = ()
+    """Requests that came from elsewhere and could take part in it."""
+    suspended: Sequence[int] = ()
+    """Requests that stand still from its end on, to go on elsewhere."""
+    rules_version: int = 0
+    """Which of the rules that were assigned are in force."""
 
 
 class InstanceLost(NamedTuple):
@@ -72,8 +92,44 @@ class InstanceLost(NamedTuple):
     why: str = ""
 
 
+class TransferFailed(NamedTuple):
+    """A request was not moved, and nothing of it is left at the target."""
+
+    request_id: int
+    target_id: int
+    why: str = ""
+
+
+class Linked(NamedTuple):
+    """The target can take what the source has."""
+
+    source_id: int
+    target_id: int
+    version: int
+
+
+class LinkFailed(NamedTuple):
+    """It cannot, or can no more."""
+
+    source_id: int
+    target_id: int
+    version: int
+    why: str = ""
+
+
 class Wakeup(NamedTuple):
     """The instant that `next_wakeup` named has come. Also what a driver sends first, to begin."""
 
 
-Event = RequestArrived | RequestCancelled | RequestFinished | InstanceReady | InstanceReported | InstanceLost | Wakeup
+Event = (
+    RequestArrived
+    | RequestCancelled
+    | RequestFinished
+    | InstanceReady
+    | InstanceReported
+    | InstanceLost
+    | TransferFailed
+    | Linked
+    | LinkFailed
+    | Wakeup
+)

@@ -26,6 +26,8 @@ class Role(Enum):
 
 class InstanceState(Enum):
     STARTING = "starting"
+    LINKING = "linking"
+    """Could compute, and is being linked with the others first."""
     READY = "ready"
     DRAINING = "draining"
     """Takes no new work; ends what it has."""
@@ -36,6 +38,7 @@ class InstanceState(Enum):
 class InstanceStep(Enum):
     """What can happen to an instance."""
 
+    LINK = "link"
     READY = "ready"
     DRAIN = "drain"
     STOP = "stop"
@@ -44,6 +47,12 @@ class InstanceStep(Enum):
 
 TRANSITIONS: dict[InstanceState, dict[InstanceStep, InstanceState]] = {
     InstanceState.STARTING: {
+        InstanceStep.LINK: InstanceState.LINKING,
+        InstanceStep.READY: InstanceState.READY,
+        InstanceStep.STOP: InstanceState.STOPPED,
+        InstanceStep.LOSE: InstanceState.LOST,
+    },
+    InstanceState.LINKING: {
         InstanceStep.READY: InstanceState.READY,
         InstanceStep.STOP: InstanceState.STOPPED,
         InstanceStep.LOSE: InstanceState.LOST,
@@ -69,6 +78,8 @@ class Capacity:
     blocks: int
     block_tokens: int
     seqs_max: int
+    kv_token_bytes: int = 0
+    """What moving a token's KV moves; 0 where nothing is known."""
 
     def blocks_for(self, tokens: int) -> int:
         return -(-tokens // self.block_tokens)
@@ -88,6 +99,14 @@ class Instance:
         self.waiting: dict[int, Request] = {}
         """Dispatched here, first token not out."""
         self.decoding: dict[int, Request] = {}
+        self.standing: dict[int, Request] = {}
+        """Here, but in no step any more: to go on elsewhere."""
+        self.arriving: dict[int, tuple[Request, int]] = {}
+        """On their way here, and what each is planned for. They count from the moment they were sent for."""
+        self.rules_version = 0
+        """Of the rules that were assigned last."""
+        self.rules_in_force = 0
+        self.role_since_s = -math.inf
         self.decode_steps = 0
         """Steps so far, in each of which every one of `decoding` emitted a token."""
         self.context_tokens = 0
@@ -123,7 +142,8 @@ class Instance:
 
     @property
     def requests(self) -> int:
-        return len(self.waiting) + len(self.decoding)
+        """All that takes part in steps here, or will."""
+        return len(self.waiting) + len(self.decoding) + len(self.arriving)
 
     @property
     def is_empty(self) -> bool:
@@ -140,12 +160,20 @@ class Instance:
             raise AssertionError(f"instance {self.name} cannot {step.value} while {self.state.value}")
         self.state = target
 
-    def become_ready(self, capacity: Capacity, model: LatencyModel, now: float) -> None:
-        self.step(InstanceStep.READY)
-        self.ready_s = now
+    def learn(self, capacity: Capacity, model: LatencyModel) -> None:
+        """Know what it can hold and how fast it is."""
         self.capacity = capacity
         self.latency = OnlineLatency(model)
         self.resident = PrefixResidency(capacity.blocks)
+
+    def become_ready(self, capacity: Capacity, model: LatencyModel, now: float) -> None:
+        self.learn(capacity, model)
+        self.take_work(now)
+
+    def take_work(self, now: float) -> None:
+        """Be ready from now on."""
+        self.step(InstanceStep.READY)
+        self.ready_s = now
 
     # -- load
 
@@ -179,11 +207,12 @@ class Instance:
 
     def pace_shares(self, otherwise_s: float) -> dict[float, float]:
         """Of the requests here, by promised time per token; a looser one, or none, counts as `otherwise_s`."""
-        shares = {otherwise_s: 1.0} if self.requests else {}
+        requests = self.requests + len(self.standing)
+        shares = {otherwise_s: 1.0} if requests else {}
         for pace_s, count in self._paces_s.items():
             if pace_s < otherwise_s:
-                shares[pace_s] = count / self.requests
-                shares[otherwise_s] -= count / self.requests
+                shares[pace_s] = count / requests
+                shares[otherwise_s] -= count / requests
         return shares
 
     def residual_s(self, now: float) -> float:
@@ -205,7 +234,45 @@ class Instance:
         self.resident.add(request.block_hashes)
         self.dispatches += 1
         self._queue(request, request.cached_tokens)
-        self._plan(request, planned_tokens)
+        request.planned_tokens = planned_tokens
+        self._plan(planned_tokens)
+        self._promise(request, planned_tokens, now)
+
+    def expect(self, request: Request, planned_tokens: int, now: float) -> None:
+        """Count a request that is to be taken from another instance."""
+        self.arriving[request.id] = (request, planned_tokens)
+        self.dispatches += 1
+        self._plan(planned_tokens)
+        self._promise(request, planned_tokens, now)
+
+    def unexpect(self, request_id: int) -> None:
+        """It does not come."""
+        request, planned_tokens = self.arriving.pop(request_id)
+        self._unplan(planned_tokens)
+        self._unpromise(request)
+
+    def arrive(self, request: Request, computed_tokens: int) -> None:
+        """An expected request is here. One that is to decode is in `standing`, and goes on with `go_on`."""
+        _, request.planned_tokens = self.arriving.pop(request.id)
+        self.resident.add(request.block_hashes)
+        if request.first_token_s is not None and computed_tokens == request.context_tokens - 1:
+            self.standing[request.id] = request
+        else:
+            request.cached_tokens = computed_tokens
+            self._queue(request, computed_tokens)
+        self._changed.add(self)
+
+    def stand(self, request: Request) -> None:
+        """A decode takes part in no step any more."""
+        self._stop_decoding(request)
+        self.standing[request.id] = request
+
+    def go_on(self, request: Request) -> None:
+        """It does again."""
+        del self.standing[request.id]
+        self._start_decoding(request)
+
+    def _promise(self, request: Request, planned_tokens: int, now: float) -> None:
         pace_s = request.slo.tpot_s
         if pace_s is not None:
             self._paces_s[pace_s] = self._paces_s.get(pace_s, 0) + 1
@@ -214,10 +281,19 @@ class Instance:
             end_s = now + (planned_tokens - request.context_tokens) * step_s
             self._bound_until_s[pace_s] = max(end_s, self._bound_until_s.get(pace_s, end_s))
 
+    def _unpromise(self, request: Request) -> None:
+        pace_s = request.slo.tpot_s
+        if pace_s is not None:
+            self._paces_s[pace_s] -= 1
+            if not self._paces_s[pace_s]:
+                del self._paces_s[pace_s], self._bound_until_s[pace_s]
+                self._strictest_pace_s = min(self._paces_s, default=math.inf)
+
     def replan(self, request: Request, planned_tokens: int) -> None:
         """Expect another length of a request's answer."""
-        self._unplan(request)
-        self._plan(request, planned_tokens)
+        self._unplan(request.planned_tokens)
+        request.planned_tokens = planned_tokens
+        self._plan(planned_tokens)
         if request.counter is self:
             self._watch(request)
 
@@ -236,10 +312,7 @@ class Instance:
         computed = request.context_tokens - request.cached_tokens
         self._unqueue(request)
         request.tokens_before += 1
-        request.begin_counting(self)
-        self.decoding[request.id] = request
-        self.context_tokens += request.context_tokens
-        self._watch(request)
+        self._start_decoding(request)
         self.progress_tokens = max(0, self.progress_tokens - computed) if self.waiting else 0
 
     def fall_back(self, request: Request) -> None:
@@ -251,15 +324,10 @@ class Instance:
     def remove(self, request: Request) -> None:
         if request.id in self.decoding:
             self._stop_decoding(request)
-        else:
+        elif self.standing.pop(request.id, None) is None:
             self._unqueue(request)
-        self._unplan(request)
-        pace_s = request.slo.tpot_s
-        if pace_s is not None:
-            self._paces_s[pace_s] -= 1
-            if not self._paces_s[pace_s]:
-                del self._paces_s[pace_s], self._bound_until_s[pace_s]
-                self._strictest_pace_s = min(self._paces_s, default=math.inf)
+        self._unplan(request.planned_tokens)
+        self._unpromise(request)
         if not self.waiting:
             self.progress_tokens = 0
         if self.is_empty:
@@ -292,6 +360,13 @@ class Instance:
         del self._deadlines[index], self._works_s[index]
         self._changed.add(self)
 
+    def _start_decoding(self, request: Request) -> None:
+        request.begin_counting(self)
+        self.decoding[request.id] = request
+        self.context_tokens += request.context_tokens
+        self._watch(request)
+        self._changed.add(self)
+
     def _stop_decoding(self, request: Request) -> None:
         del self.decoding[request.id]
         self.context_tokens -= request.context_tokens
@@ -302,15 +377,14 @@ class Instance:
         left = max(1, request.planned_tokens - request.context_tokens)
         heapq.heappush(self._outgrowing, (self.decode_steps + left, request.id))
 
-    def _plan(self, request: Request, tokens: int) -> None:
-        request.planned_tokens = tokens
+    def _plan(self, tokens: int) -> None:
         self.planned_tokens += tokens
         self.planned_blocks += self.capacity.blocks_for(tokens)
         self._changed.add(self)
 
-    def _unplan(self, request: Request) -> None:
-        self.planned_tokens -= request.planned_tokens
-        self.planned_blocks -= self.capacity.blocks_for(request.planned_tokens)
+    def _unplan(self, tokens: int) -> None:
+        self.planned_tokens -= tokens
+        self.planned_blocks -= self.capacity.blocks_for(tokens)
         self._changed.add(self)
 
     def check(self) -> None:
@@ -321,9 +395,12 @@ class Instance:
         assert len(self._works_s) == len(self._deadlines)
         total = sum(request.context_tokens for request in self.decoding.values())
         assert total == self.context_tokens, f"{self.name}: context {self.context_tokens}, really {total}"
-        held = [*self.waiting.values(), *self.decoding.values()]
-        assert sum(request.planned_tokens for request in held) == self.planned_tokens, f"{self.name}: planned tokens"
-        paces = [request.slo.tpot_s for request in held if request.slo.tpot_s is not None]
+        held = [*self.waiting.values(), *self.decoding.values(), *self.standing.values()]
+        arriving = list(self.arriving.values())
+        planned = sum(request.planned_tokens for request in held) + sum(planned for _, planned in arriving)
+        assert planned == self.planned_tokens, f"{self.name}: planned {self.planned_tokens}, really {planned}"
+        counted = [*held, *(request for request, _ in arriving)]
+        paces = [request.slo.tpot_s for request in counted if request.slo.tpot_s is not None]
         assert sorted(paces) == sorted(pace for pace, count in self._paces_s.items() for _ in range(count))
         assert self._strictest_pace_s == min(paces, default=math.inf)
         for request in held:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hyperflexis.core.instance import Instance
+from hyperflexis.core.instance import Instance, Role
 
 Floats = npt.NDArray[np.float64]
 
@@ -94,9 +94,12 @@ def load_of(instance: Instance) -> Load:
     seqs, context, requests = len(instance.decoding), instance.context_tokens, instance.requests
     pace_s = min(pace_cap_s(instance), instance.strictest_pace_s())
     step_s = base_s + seq_s * (seqs + 1) + token_s * context
+    peak_step_s = base_s + seq_s * (requests + 1) + token_s * instance.planned_tokens
+    if instance.role is Role.PREFILL:  # A newcomer decodes elsewhere.
+        step_s, token_s, peak_step_s = (step_s - seq_s if seqs else 0.0), 0.0, 0.0
     return Load(
         step_s=step_s,
-        peak_step_s=base_s + seq_s * (requests + 1) + token_s * instance.planned_tokens,
+        peak_step_s=peak_step_s,
         context_token_s=token_s,
         prefill_token_s=model.prefill_token_s,
         prefill_pair_s=model.prefill_pair_s,

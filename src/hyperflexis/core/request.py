@@ -27,6 +27,10 @@ class RequestState(_Member):
     """Dispatched; no step of its prefill has begun (or it was preempted)."""
     PREFILLING = "prefilling"
     DECODING = "decoding"
+    STANDING = "standing"
+    """Has its first token and computes nothing, in order to go on elsewhere."""
+    IN_TRANSIT = "in transit"
+    """Its instance died while it was being copied to another, which will say whether it has everything."""
     FINISHED = "finished"
     CANCELLED = "cancelled"
     REJECTED = "rejected"
@@ -39,6 +43,12 @@ class RequestStep(_Member):
     START = "start"
     TOKEN = "token"
     PREEMPT = "preempt"
+    STAND = "stand"
+    GO_ON = "go on"
+    """Decode again, here or where it has been moved to."""
+    MOVE = "move"
+    """Wait elsewhere."""
+    LOSE = "lose"
     REQUEUE = "requeue"
     FINISH = "finish"
     CANCEL = "cancel"
@@ -50,6 +60,7 @@ _ON_INSTANCE = {
     RequestStep.REQUEUE: RequestState.QUEUED,
     RequestStep.FINISH: RequestState.FINISHED,
     RequestStep.CANCEL: RequestState.CANCELLED,
+    RequestStep.LOSE: RequestState.IN_TRANSIT,
 }
 
 TRANSITIONS: dict[RequestState, dict[RequestStep, RequestState]] = {
@@ -58,15 +69,34 @@ TRANSITIONS: dict[RequestState, dict[RequestStep, RequestState]] = {
         RequestStep.CANCEL: RequestState.CANCELLED,
         RequestStep.REJECT: RequestState.REJECTED,
     },
-    RequestState.WAITING: {**_ON_INSTANCE, RequestStep.START: RequestState.PREFILLING},
-    RequestState.PREFILLING: {**_ON_INSTANCE, RequestStep.TOKEN: RequestState.DECODING},
-    RequestState.DECODING: {**_ON_INSTANCE, RequestStep.TOKEN: RequestState.DECODING},
+    RequestState.WAITING: {
+        **_ON_INSTANCE,
+        RequestStep.START: RequestState.PREFILLING,
+        RequestStep.MOVE: RequestState.WAITING,
+    },
+    RequestState.PREFILLING: {
+        **_ON_INSTANCE,
+        RequestStep.TOKEN: RequestState.DECODING,
+        RequestStep.MOVE: RequestState.PREFILLING,
+    },
+    RequestState.DECODING: {
+        **_ON_INSTANCE,
+        RequestStep.TOKEN: RequestState.DECODING,
+        RequestStep.STAND: RequestState.STANDING,
+    },
+    RequestState.STANDING: {**_ON_INSTANCE, RequestStep.GO_ON: RequestState.DECODING},
+    RequestState.IN_TRANSIT: {
+        RequestStep.GO_ON: RequestState.DECODING,
+        RequestStep.MOVE: RequestState.PREFILLING,
+        RequestStep.REQUEUE: RequestState.QUEUED,
+        RequestStep.CANCEL: RequestState.CANCELLED,
+    },
     RequestState.FINISHED: {},
     RequestState.CANCELLED: {},
     RequestState.REJECTED: {},
 }
 
-ON_INSTANCE = frozenset({RequestState.WAITING, RequestState.PREFILLING, RequestState.DECODING})
+ON_INSTANCE = frozenset({RequestState.WAITING, RequestState.PREFILLING, RequestState.DECODING, RequestState.STANDING})
 
 
 class StepCounter(Protocol):
@@ -101,6 +131,10 @@ class Request:
     planned_tokens: int = 0
     """Prompt and the answer that its instance is believed to have to hold in the end."""
     dispatches: int = 0
+    migrations: int = 0
+    """Moves from one instance to another that were completed."""
+    move_failures: int = 0
+    """And those that were not."""
     dispatched_s: float | None = None
     prefill_started_s: float | None = None
     first_token_s: float | None = None
@@ -128,6 +162,7 @@ class Request:
         self.counter = counter
 
     def stop_counting(self) -> None:
+        """It emits no token any more; nothing if it did not."""
         self.tokens_before = self.emitted_tokens
         self.counter = None
 
@@ -174,5 +209,5 @@ class Request:
             slo=self.slo,
             timeline=timeline,
             instance=instance,
-            migrations=max(0, self.dispatches - 1),
+            migrations=max(0, self.dispatches - 1) + self.migrations,
         )

@@ -80,7 +80,7 @@ class Verdict(NamedTuple):
     timeline: Timeline
     instance: str
     migrations: int = 0
-    """Times the request was dispatched again after it had begun."""
+    """Times the request was moved, or dispatched again after it had begun."""
 
     @property
     def ttft_met(self) -> bool | None:

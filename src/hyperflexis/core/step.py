@@ -78,6 +78,8 @@ class StepRules:
     real first token, 1 at the promised one."""
     slack_share: float = budget.SAFETY
     """Share of the tightest slack that a step may use."""
+    hands_off: bool = False
+    """What has emitted its first token here stands still, to go on elsewhere: the role of prefill."""
 
     def __post_init__(self) -> None:
         for name in ("prefill_tokens_max", "prefill_tokens_floor"):
@@ -239,10 +241,20 @@ class StepPlan:
     """One step, or several alike of decodes alone.
 
     `started` are (sequence, tokens found in the prefix cache) of prefills that begin with it; `began` are, once it is
-    committed, those that decode from now on.
+    committed, those that decode from now on; of these, `handed_off` stand still instead.
     """
 
-    __slots__ = ("_decoding", "_running", "began", "computing", "preempted", "prefills", "started", "steps")
+    __slots__ = (
+        "_decoding",
+        "_running",
+        "began",
+        "computing",
+        "handed_off",
+        "preempted",
+        "prefills",
+        "started",
+        "steps",
+    )
 
     def __init__(self, decodes: Decodes) -> None:
         self._running = decodes
@@ -251,6 +263,7 @@ class StepPlan:
         self.started: list[tuple[int, int]] = []
         self.preempted: list[int] = []
         self.began: list[Sequence] = []
+        self.handed_off: list[int] = []
         self.computing: set[bytes] = set()
         """Content that this step's prefills compute or will go on to compute."""
         self.steps = 1
@@ -346,8 +359,15 @@ class StepScheduler:
         """Everything that is here: waiting, decoding and suspended."""
         return self._sequences.values()
 
+    def find(self, sequence_id: int) -> Sequence | None:
+        return self._sequences.get(sequence_id)
+
     def is_idle(self) -> bool:
         return not self._sequences
+
+    def is_resting(self) -> bool:
+        """Whether all that is here stands still, so that there is nothing to compute."""
+        return len(self._sequences) == len(self.moves.suspended)
 
     def add(self, sequence: Sequence) -> None:
         """Take a sequence, new or resumed.
@@ -427,10 +447,14 @@ class StepScheduler:
             if samples and (sampled is None or sequence.id in sampled):
                 self._begin_decoding(sequence, now)
                 plan.began.append(sequence)
+                if sequence.decodes is None:
+                    plan.handed_off.append(sequence.id)
         if sampled is None:
             return []
         ends = [self._append(sequence, sampled.get(sequence.id)) for sequence in [*decoded, *plan.began]]
-        return [end for end in ends if end is not None]
+        finished = [end for end in ends if end is not None]
+        plan.handed_off = [sequence_id for sequence_id in plan.handed_off if sequence_id in self._sequences]
+        return finished
 
     def observe(self, shape: StepShape, duration_s: float) -> bool:
         """Learn how long a step really took; returns whether the latency model is another one now."""
@@ -611,7 +635,10 @@ class StepScheduler:
         sequence.count(sequence.emitted + 1)
         if sequence.first_token_s is None:
             self._start_pace(sequence, now)
-        self.decodes.join(sequence)
+        if self.rules.hands_off:
+            self.moves.suspended[sequence.id] = Suspended(sequence, was_decoding=True)
+        else:
+            self.decodes.join(sequence)
 
     def _start_pace(self, sequence: Sequence, now: float) -> None:
         """Anchor its pace at its first token, which is this one unless it had one before."""

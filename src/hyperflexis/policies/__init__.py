@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from hyperflexis.core.control import Policy
 from hyperflexis.policies import (
+    distserve,
     hfx_faithful,
     hyperflexis,
     least_tokens,
@@ -39,6 +40,7 @@ POLICIES: dict[str, Callable[..., Policy]] = {
     "proserve": proserve.policy,
     "slos_serve": slos_serve.policy,
     "hfx_faithful": hfx_faithful.policy,
+    "distserve": distserve.policy,
 }
 """Each takes the most prefill tokens that a step may have, and its tuning by keyword; it returns a fresh policy."""
 

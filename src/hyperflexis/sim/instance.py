@@ -25,7 +25,9 @@ from hyperflexis.core.events import Event, InstanceReported, RequestFinished
 from hyperflexis.core.instance import Capacity
 from hyperflexis.core.latency import LatencyModel, OnlineLatency, StepShape
 from hyperflexis.core.step import Sequence, StepPlan, StepRules, StepScheduler
+from hyperflexis.sim.fabric import Fabric, FabricSpec
 from hyperflexis.sim.kernel import Kernel, to_ticks_s
+from hyperflexis.sim.moves import SimMoves
 
 
 class SimInstance:
@@ -44,10 +46,11 @@ class SimInstance:
         noise: float = 0.0,
         seed: int = 0,
         runs_through: bool = True,
+        fabric: Fabric | None = None,
     ) -> None:
         """`believed` is what it plans with, `truth` what its steps take, give or take a share of `noise`.
 
-        With `runs_through` off every step is an event of its own: slower, and the same.
+        With `runs_through` off every step is an event of its own: slower, and the same. `fabric` leads to others.
         """
         pool = BlockPool(capacity.blocks, capacity.block_tokens)
         latency = OnlineLatency(in_ticks(believed))
@@ -62,7 +65,10 @@ class SimInstance:
         self._random = np.random.default_rng((seed, instance_id))
         self._steps_max = STEPS_MAX if runs_through and not noise else 1
         self._cadence = Cadence()
-        self._inbox: list[tuple[Sequence, int] | int] = []
+        self._inbox: list[Callable[[], None]] = []
+        """What is to be done between two steps."""
+        self.moves = SimMoves(self, kernel, feed, fabric or Fabric(FabricSpec()), capacity.kv_token_bytes)
+        self._rules_version = 0
         self._answers: dict[int, int] = {}
         """Request → true length of its answer."""
         self._ends: list[tuple[int, int, int]] = []
@@ -81,12 +87,61 @@ class SimInstance:
 
     def submit(self, sequence: Sequence, answer_tokens: int) -> None:
         """Take a request, of which only this instance may know how long the answer is."""
-        self._inbox.append((sequence, answer_tokens))
-        self._wake()
+        self.post(partial(self._add, sequence, answer_tokens))
 
     def cancel(self, request_id: int) -> None:
-        self._inbox.append(request_id)
+        self.post(partial(self._cancel, request_id))
+
+    def configure(self, rules: StepRules, version: int) -> None:
+        """Put rules in force; the next report says that they are."""
+        self.post(partial(self._configure, rules, version))
+
+    def post(self, action: Callable[[], None]) -> None:
+        """Do that between two steps, the next two that there are."""
+        self._inbox.append(action)
         self._wake()
+
+    def note_change(self) -> None:
+        """Say that there is something to report although no step may run."""
+        self._has_changed = True
+
+    def adopt(self, sequence: Sequence, computed: int, answer_tokens: int) -> None:
+        """Take a sequence that has come from another instance; between two steps."""
+        self._answers[sequence.id] = answer_tokens
+        self.scheduler.adopt(sequence, computed, self._kernel.now)
+        self._expect_end(sequence)
+        self._has_changed = True
+
+    def resumed(self, request_id: int) -> None:
+        """Something that stood still goes on here; between two steps."""
+        sequence = self.scheduler.find(request_id)
+        assert sequence is not None
+        self._expect_end(sequence)
+        self._has_changed = True
+
+    def forget(self, request_id: int) -> None:
+        """Something is elsewhere from now on."""
+        self._answers.pop(request_id, None)
+
+    def _add(self, sequence: Sequence, answer_tokens: int) -> None:
+        self._answers[sequence.id] = answer_tokens
+        self.scheduler.add(sequence)
+
+    def _cancel(self, request_id: int) -> None:
+        self._has_changed |= self.scheduler.cancel(request_id)
+        self._answers.pop(request_id, None)
+        self.moves.cancel(request_id)
+
+    def _configure(self, rules: StepRules, version: int) -> None:
+        self.scheduler.reconfigure(rules)
+        self._rules_version = version
+        self._has_changed = True
+
+    def _expect_end(self, sequence: Sequence) -> None:
+        """Note when the answer of something that decodes will have ended."""
+        if sequence.decodes is not None:
+            self._begun += 1
+            heapq.heappush(self._ends, (sequence.joined + self._answers[sequence.id], self._begun, sequence.id))
 
     def lose(self) -> dict[int, tuple[int, float | None]]:
         """Die: nothing is heard of it any more. Returns what clients have had, told or not.
@@ -125,16 +180,13 @@ class SimInstance:
         if self.is_lost:
             return
         now = self._kernel.now
-        inbox, self._inbox = self._inbox, []
-        for message in inbox:
-            if isinstance(message, int):
-                self._has_changed |= self.scheduler.cancel(message)
-                self._answers.pop(message, None)
-            else:
-                sequence, self._answers[sequence.id] = message
-                self.scheduler.add(sequence)
+        while self._inbox:
+            inbox, self._inbox = self._inbox, []
+            for action in inbox:
+                action()
+        self.moves.answer(may_stop=False)
         plan = self.scheduler.plan(now, self._steps_alike())
-        if plan.is_empty and not self._has_changed:
+        if plan.is_empty and not self._has_changed and not self.moves.may_stop():
             self._is_awake = False
             return
         self._plan = plan
@@ -144,7 +196,7 @@ class SimInstance:
 
     def _steps_alike(self) -> int:
         """How many steps may be run through before there is something to say."""
-        if self._steps_max == 1 or self._has_changed:  # A cancel is told with the next step.
+        if self._steps_max == 1 or self._has_changed or self.moves.is_called():  # Told with the next step.
             return 1
         ends, decodes = self._ends, self.scheduler.decodes
         while ends and not self._is_current(ends[0]):
@@ -183,21 +235,41 @@ class SimInstance:
         shape, duration_s = self._last_step(plan.steps, now)
         scheduler.commit(plan, None, now, plan.steps)
         for sequence in plan.began:
-            self._begun += 1
-            heapq.heappush(self._ends, (sequence.joined + self._answers[sequence.id], self._begun, sequence.id))
-        ended = self._ended()
+            self._expect_end(sequence)
+        ended = self._ended() + self._ended_at_once(plan)
         for sequence_id, _ in ended:
             scheduler.end(sequence_id)
-        has_news = bool(plan.prefills or ended or plan.preempted or self._has_changed)
+        moves = self.moves.end_step(plan.handed_off)
+        has_news = bool(plan.prefills or ended or plan.preempted or self._has_changed or moves.suspended)
         self._has_changed = False
         steps = self._cadence.count(plan.steps, has_news)
         if steps:
             started = [sequence_id for sequence_id, _ in plan.started]
             began = [sequence.id for sequence in plan.began]
-            self._feed(InstanceReported(self.id, shape, duration_s, steps, started, began, plan.preempted))
+            self._feed(
+                InstanceReported(
+                    self.id,
+                    shape,
+                    duration_s,
+                    steps,
+                    started,
+                    began,
+                    plan.preempted,
+                    resumed=moves.resumed,
+                    arrived=moves.arrived,
+                    suspended=moves.suspended,
+                    rules_version=self._rules_version,
+                )
+            )
         for sequence_id, tokens in ended:
             self._feed(RequestFinished(self.id, sequence_id, tokens))
         self._begin()
+
+    def _ended_at_once(self, plan: StepPlan) -> list[tuple[int, int]]:
+        """Answers of one token, which are not to be handed off."""
+        found = [sequence_id for sequence_id in plan.handed_off if self._answers[sequence_id] <= 1]
+        plan.handed_off = [sequence_id for sequence_id in plan.handed_off if sequence_id not in found]
+        return [(sequence_id, self._answers.pop(sequence_id)) for sequence_id in found]
 
     def _last_step(self, steps: int, now: float) -> tuple[StepShape, float]:
         """What the last step of a plan computed and how long it took, having learnt from all of them."""

@@ -10,20 +10,35 @@ import math
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
-from hyperflexis.core.commands import Cancel, Command, Conclude, Dispatch, Launch, Reject
+from hyperflexis.core.commands import (
+    Abandon,
+    AssignRole,
+    Cancel,
+    Command,
+    Conclude,
+    Dispatch,
+    Launch,
+    Link,
+    Migrate,
+    Reject,
+    Stay,
+)
 from hyperflexis.core.control import ControlPlane, FixedFleet, Policy
-from hyperflexis.core.events import Event, InstanceLost, InstanceReady, RequestArrived, Wakeup
-from hyperflexis.core.instance import Capacity
+from hyperflexis.core.events import Event, InstanceLost, InstanceReady, Linked, RequestArrived, Wakeup
+from hyperflexis.core.instance import Capacity, Role
 from hyperflexis.core.latency import LatencyModel
 from hyperflexis.core.slo import ServiceClass, Verdict
 from hyperflexis.core.step import Sequence
 from hyperflexis.sim.errors import InputError
+from hyperflexis.sim.fabric import Fabric, FabricSpec
 from hyperflexis.sim.instance import SimInstance, in_ticks
 from hyperflexis.sim.job import Job
 from hyperflexis.sim.kernel import Kernel, to_ticks_s
+from hyperflexis.sim.moves import Parting, Taking
 from hyperflexis.sim.outcome import Outcome
 
 
@@ -46,6 +61,10 @@ class FleetSpec:
     startup_s: float = 0.0
     runs_through: bool = True
     """Whether like steps are run through in one. The outcome is the same."""
+    roles: tuple[Role, ...] = ()
+    """Of the instances; mixed where nothing is said."""
+    fabric: FabricSpec = field(default_factory=FabricSpec)
+    """The network between them."""
 
 
 @dataclass(slots=True)
@@ -103,7 +122,7 @@ class Simulation:
         observe: Observer | None = None,
         checks: bool = False,
     ) -> None:
-        self.control = ControlPlane(policy, FixedFleet(fleet.instances), requests_max=10_000_000)
+        self.control = ControlPlane(policy, FixedFleet(fleet.instances, fleet.roles), requests_max=10_000_000)
         self._jobs: Iterator[Job] = iter(jobs)
         self._classes = classes
         self._fleet = fleet
@@ -111,7 +130,9 @@ class Simulation:
         self._observe = observe
         self._checks = checks
         self._kernel = Kernel()
+        self._fabric = Fabric(fleet.fabric)
         self._instances: dict[int, SimInstance] = {}
+        self._role_changes = 0
         self._live: dict[int, _Live] = {}
         self._rows = _Rows(tuple(classes))
         self._wakeup_s: float | None = None
@@ -121,6 +142,11 @@ class Simulation:
             Conclude: self._conclude,
             Reject: self._reject,
             Launch: self._launch,
+            Migrate: self._migrate,
+            Abandon: self._abandon,
+            Stay: self._stay,
+            AssignRole: self._assign_role,
+            Link: self._link,
         }
 
     def run(self) -> Outcome:
@@ -131,7 +157,7 @@ class Simulation:
         self._expect_next()
         self._kernel.run()
         assert not self._live, f"{len(self._live)} requests never ended"
-        return self._rows.outcome(self._fleet.instances)
+        return self._rows.outcome(self._fleet.instances, self._role_changes)
 
     # -- arrivals
 
@@ -196,22 +222,31 @@ class Simulation:
 
     def _dispatch(self, command: Dispatch) -> None:
         live = self._live[command.request_id]
-        job = live.job
-        sequence = Sequence(
-            live.number,
-            [],
-            job.prompt_tokens,
-            live.max_tokens,
-            live.service_class.slo,
-            live.arrived_s,
-            emitted=live.emitted,
-            hashes=list(job.block_hashes),
-            priority=live.service_class.priority,
-            first_token_s=live.first_token_s,
-            reuses_prefix=bool(job.block_hashes),
-            expected_tokens=command.expected_tokens,
-        )
-        self._instances[command.instance_id].submit(sequence, job.output_tokens)
+        parting = Parting(live.emitted, live.first_token_s)
+        sequence = _sequence(live, command.expected_tokens, parting)
+        self._instances[command.instance_id].submit(sequence, live.job.output_tokens)
+
+    def _migrate(self, command: Migrate) -> None:
+        live = self._live[command.request_id]
+        source, target = self._instances[command.source_id], self._instances[command.target_id]
+        taking = Taking(source, partial(_sequence, live, command.expected_tokens), live.job.output_tokens)
+        tokens_max = live.job.prompt_tokens + live.max_tokens
+        target.moves.take(live.number, command.tokens, tokens_max, taking, at_first_token=command.at_first_token)
+
+    def _abandon(self, command: Abandon) -> None:
+        self._instances[command.target_id].moves.abandon(command.request_id)
+
+    def _stay(self, command: Stay) -> None:
+        self._instances[command.instance_id].moves.stay(command.request_id)
+
+    def _assign_role(self, command: AssignRole) -> None:
+        self._instances[command.instance_id].configure(command.rules, command.version)
+        self._role_changes += command.version > 1
+
+    def _link(self, command: Link) -> None:
+        linked = Linked(command.source_id, command.target_id, command.version)
+        up_s = to_ticks_s(self._kernel.now + self._fabric.spec.link_s)
+        self._kernel.at(up_s, partial(self._feed, linked))
 
     def _cancel(self, command: Cancel) -> None:
         instance = self._instances.get(command.instance_id)
@@ -246,6 +281,7 @@ class Simulation:
             noise=fleet.noise,
             seed=self._seed,
             runs_through=fleet.runs_through,
+            fabric=self._fabric,
         )
         self._instances[command.instance_id] = instance
         ready_s = to_ticks_s(self._kernel.now + fleet.startup_s)
@@ -263,6 +299,25 @@ class Simulation:
                 if live is not None:  # Else its client had left.
                     live.emitted, live.first_token_s = emitted, first_token_s
             self._feed(InstanceLost(oldest, "a planned fault"))
+
+
+def _sequence(live: _Live, expected_tokens: int, parting: Parting) -> Sequence:
+    """A request as an instance is told of it."""
+    job = live.job
+    return Sequence(
+        live.number,
+        [],
+        job.prompt_tokens,
+        live.max_tokens,
+        live.service_class.slo,
+        live.arrived_s,
+        emitted=parting.emitted,
+        hashes=list(job.block_hashes),
+        priority=live.service_class.priority,
+        first_token_s=parting.first_token_s,
+        reuses_prefix=bool(job.block_hashes),
+        expected_tokens=expected_tokens,
+    )
 
 
 @dataclass(slots=True)
@@ -308,7 +363,7 @@ class _Rows:
     def reject(self, number: int) -> None:
         self.state[number] = 2
 
-    def outcome(self, instances: int) -> Outcome:
+    def outcome(self, instances: int, role_changes: int) -> Outcome:
         state = np.array(self.state, dtype=np.int64)
         sim_seconds = self.last_end_s - self.arrived_s[0] if self.arrived_s else 0.0
         return Outcome(
@@ -324,7 +379,7 @@ class _Rows:
             output_tokens=np.array(self.output_tokens, dtype=np.int64),
             instance_seconds=sim_seconds * instances,
             migrations=self.migrations,
-            role_changes=0,
+            role_changes=role_changes,
             scale_events=0,
             sim_seconds=sim_seconds,
         )

@@ -1,0 +1,289 @@
+"""The two ends of a migration, by turns: who has the sequence gives, who will have it takes. Both are pure.
+
+The taker drives. It sets blocks aside and calls; the giver answers with what is settled and goes on computing; the
+taker copies and calls again for what was added. When little enough is left, the giver lets the sequence stand still and
+answers for the last time; the taker copies the rest and adopts it. So the pause is the last blocks' copy, whatever the
+context (Llumnix, a published system, migrates in such rounds).
+
+    taker   Call ─▶            ─▶ Call                ─▶ (adopted) taken
+    giver         Answer ─▶            Answer(is_last) ─▶
+    copies          [settled blocks]     [the rest]
+
+A hand-off is the same, but for the instant at which the sequence stands still, which is its first token: as the taker
+asked for it, the giver tells each of its prefill steps' blocks as they settle, without being called again.
+
+Knows neither messages nor bytes, nor how long anything takes, but for what it is told.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence as Series
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from hyperflexis.core.moving import Held
+from hyperflexis.core.step import StepScheduler
+
+ROUNDS_MAX = 8
+"""Copies made while the sequence goes on. A link slower than the decode would need them without an end."""
+NOWHERE = -1
+"""The tenure of a sequence that is not there, and what a taker knows of it before the first answer."""
+
+
+class Call(NamedTuple):
+    """What the taker has, and wants to hear of the rest."""
+
+    request_id: int
+    since: int = 0
+    """Blocks that it has already."""
+    tenure: int = NOWHERE
+    round: int = 0
+    block_s: float = 0.0
+    """What a block takes to be copied, as far as the taker knows."""
+    at_first_token: bool = False
+    """The sequence is handed off: it stands still with its first token, and not before."""
+
+
+class Answer(NamedTuple):
+    """What there is to be copied."""
+
+    request_id: int
+    since: int
+    until: int
+    """Blocks from index `since` up to this one are told here."""
+    blocks: Series[int]
+    """Their names; none where blocks are only counted."""
+    computed: int
+    """Tokens that the blocks up to `until` hold."""
+    tenure: int
+    is_last: bool
+    """It stands still, and this is all there is."""
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it is not there any more, or what had been told of it is not."""
+        return self.tenure == NOWHERE
+
+
+class Giver:
+    """The moves away from one instance. Calls are answered between steps."""
+
+    def __init__(self, scheduler: StepScheduler) -> None:
+        self._scheduler = scheduler
+        self._calls: dict[int, Call] = {}
+        """Unanswered, or to be told more without being asked."""
+        self._stopped: set[int] = set()
+        """Those that stand still because a last answer was given."""
+
+    def call(self, call: Call) -> None:
+        """Note what a taker wants to hear; `answers` has the answer as soon as there is one."""
+        self._calls[call.request_id] = call
+
+    def answers(self, *, may_stop: bool) -> list[Answer]:
+        """All that can be answered now.
+
+        With `may_stop`, what has little left to copy stands still from now on. That is for the end of a step, which
+        is then reported with it.
+        """
+        found = []
+        for call in list(self._calls.values()):
+            answer = self._answer(call, may_stop=may_stop)
+            if answer is None:
+                continue
+            found.append(answer)
+            if call.at_first_token and not answer.is_last and not answer.is_gone:
+                self._calls[call.request_id] = call._replace(since=answer.until, tenure=answer.tenure)
+            else:
+                del self._calls[call.request_id]
+        return found
+
+    def offer(self, sequence_id: int) -> Answer:
+        """The last answer for a sequence that has been handed off, before anyone calls."""
+        held = self._scheduler.held(sequence_id)
+        assert held is not None, f"sequence {sequence_id} is offered and not here"
+        return self._last(sequence_id, held)
+
+    def may_stop(self) -> bool:
+        """Whether someone waits for a sequence that stands still only at the end of a step."""
+        return any(not call.at_first_token for call in self._calls.values())
+
+    def is_called(self) -> bool:
+        """Whether somebody waits for an answer."""
+        return bool(self._calls)
+
+    def taken(self, sequence_id: int) -> None:
+        """It goes on elsewhere: forget it here."""
+        self._calls.pop(sequence_id, None)
+        self._stopped.discard(sequence_id)
+        self._scheduler.cancel(sequence_id)
+
+    def left(self, sequence_id: int) -> bool:
+        """The taker has given it up; returns whether it goes on here again. What was handed off still stands."""
+        self._calls.pop(sequence_id, None)
+        if sequence_id not in self._stopped:
+            return False
+        self._stopped.discard(sequence_id)
+        return self.stay(sequence_id)
+
+    def stay(self, sequence_id: int) -> bool:
+        """Let it go on here if it stands still; returns whether it did."""
+        self._calls.pop(sequence_id, None)
+        self._stopped.discard(sequence_id)
+        if sequence_id not in self._scheduler.moves.suspended:
+            return False
+        self._scheduler.resume(sequence_id)
+        return True
+
+    def forget(self, sequence_id: int) -> None:
+        """It was cancelled or has ended."""
+        self._calls.pop(sequence_id, None)
+        self._stopped.discard(sequence_id)
+
+    def _answer(self, call: Call, *, may_stop: bool) -> Answer | None:
+        held = self._scheduler.held(call.request_id, call.since)
+        if held is None or call.tenure not in {NOWHERE, held.tenure}:
+            return Answer(call.request_id, 0, 0, (), 0, NOWHERE, is_last=False)
+        if call.request_id in self._scheduler.moves.suspended:
+            return self._last(call.request_id, held)
+        if not call.at_first_token and self._is_near(call, held):
+            if not may_stop:
+                return None
+            self._stopped.add(call.request_id)
+            stopped = self._scheduler.suspend(call.request_id)
+            return self._last(call.request_id, stopped._replace(since=held.since, blocks=stopped.blocks[held.since :]))
+        block_tokens = self._scheduler.pool.block_tokens
+        until = held.computed // block_tokens
+        if until <= call.since:
+            return None
+        settled = held.settled(block_tokens)
+        return Answer(call.request_id, call.since, until, settled, until * block_tokens, held.tenure, is_last=False)
+
+    def _is_near(self, call: Call, held: Held) -> bool:
+        """Whether what is left to copy takes no longer than a step, or does not become less."""
+        left = self._scheduler.pool.blocks_for(held.computed) - call.since
+        decodes = self._scheduler.decodes
+        step_s = self._scheduler.latency.decode_step_s(len(decodes), decodes.context_tokens)
+        return left <= 1 or left * call.block_s <= step_s or call.round >= ROUNDS_MAX
+
+    def _last(self, sequence_id: int, held: Held) -> Answer:
+        until = self._scheduler.pool.blocks_for(held.computed)
+        return Answer(sequence_id, held.since, until, held.blocks, held.computed, held.tenure, is_last=True)
+
+
+class Pull(NamedTuple):
+    """Copy these blocks of the giver's into those of ours."""
+
+    request_id: int
+    source_blocks: Series[int]
+    target_blocks: Series[int]
+    tokens: int
+    """How many they hold."""
+
+
+class Complete(NamedTuple):
+    """Everything has been copied: so many tokens are computed, and the sequence is to be adopted."""
+
+    request_id: int
+    computed: int
+
+
+class Failure(NamedTuple):
+    """The move is over, and nothing of it is left here but what stands in these blocks."""
+
+    request_id: int
+    why: str
+    soiled: Series[int]
+    """Blocks of ours that may hold half a copy."""
+
+
+TakerStep = Call | Pull | Complete | Failure
+
+
+@dataclass(slots=True)
+class _Taking:
+    call: Call
+    tokens_max: int
+    blocks: list[int]
+    copied: int = 0
+    """Blocks that are here."""
+    pulling: Answer | None = None
+    told: deque[Answer] = field(default_factory=deque)
+    """To be pulled after that."""
+
+
+class Taker:
+    """The moves to one instance. Each of them ends with `Complete` or `Failure`, once."""
+
+    def __init__(self, scheduler: StepScheduler) -> None:
+        self._scheduler = scheduler
+        self._taking: dict[int, _Taking] = {}
+
+    def __len__(self) -> int:
+        return len(self._taking)
+
+    def __contains__(self, request_id: int) -> bool:
+        return request_id in self._taking
+
+    def begin(
+        self, request_id: int, tokens: int, tokens_max: int, *, block_s: float = 0.0, at_first_token: bool = False
+    ) -> Call | Failure:
+        """Set blocks for `tokens` aside for a sequence that may grow to `tokens_max`; returns what to ask for."""
+        blocks = self._scheduler.expect(request_id, tokens, tokens_max)
+        if blocks is None:
+            return Failure(request_id, "there is no room for it", ())
+        call = Call(request_id, block_s=block_s, at_first_token=at_first_token)
+        self._taking[request_id] = _Taking(call, tokens_max, blocks)
+        return call
+
+    def take(self, answer: Answer) -> TakerStep | None:
+        """Hear an answer; None while what was told before is still being copied. Answers for others are ignored."""
+        taking = self._taking.get(answer.request_id)
+        if taking is None:
+            return None
+        if answer.is_gone:
+            return self.fail(answer.request_id, "it has left its instance, or lost its blocks there")
+        if taking.call.tenure not in {NOWHERE, answer.tenure}:
+            return self.fail(answer.request_id, "it has lost its blocks meanwhile")
+        taking.call = taking.call._replace(tenure=answer.tenure)
+        taking.told.append(answer)
+        return None if taking.pulling is not None else self._next(taking)
+
+    def copied(self, request_id: int, block_s: float) -> TakerStep | None:
+        """What was to be pulled is here, and took so long by the block; returns what is next.
+
+        None if the giver is about to say more by itself.
+        """
+        taking = self._taking[request_id]
+        answer, taking.pulling = taking.pulling, None
+        assert answer is not None, f"nothing of request {request_id} was being copied"
+        taking.copied = answer.until
+        taking.call = taking.call._replace(block_s=block_s)
+        if answer.is_last:
+            del self._taking[request_id]
+            return Complete(request_id, answer.computed)
+        if taking.told:
+            return self._next(taking)
+        if taking.call.at_first_token:
+            return None
+        taking.call = taking.call._replace(since=taking.copied, round=taking.call.round + 1)
+        return taking.call
+
+    def fail(self, request_id: int, why: str) -> Failure | None:
+        """Give a move up; None if there is none."""
+        taking = self._taking.pop(request_id, None)
+        if taking is None:
+            return None
+        self._scheduler.release(request_id)
+        return Failure(request_id, why, tuple(taking.blocks) if taking.copied or taking.pulling else ())
+
+    def _next(self, taking: _Taking) -> TakerStep | None:
+        answer = taking.told.popleft()
+        blocks = self._scheduler.expect(answer.request_id, answer.computed, taking.tokens_max)
+        if blocks is None:
+            return self.fail(answer.request_id, "there is no room for what it has become")
+        taking.blocks, taking.pulling = blocks, answer
+        if answer.until == answer.since:  # Nothing of it has been computed, or all is here.
+            return self.copied(answer.request_id, taking.call.block_s)
+        tokens = answer.computed - answer.since * self._scheduler.pool.block_tokens
+        return Pull(answer.request_id, answer.blocks, blocks[answer.since : answer.until], tokens)

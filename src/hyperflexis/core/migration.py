@@ -1,0 +1,131 @@
+"""Requests that move from one instance to another: those under way, and what becomes of each.
+
+A move ends with the target's word, done or failed, or with the target's death; nothing else ends it, so that nobody
+computes a request twice. Until then it counts at both ends: at the source with what it does there, at the target with
+the room that it will need. If its source dies, the target is asked whether it has everything.
+
+Which request moves, and where, is decided elsewhere (`binding`, policies).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hyperflexis.core.cluster import Cluster
+from hyperflexis.core.commands import Abandon, Cancel, Command, Migrate, Reason, Stay, Why
+from hyperflexis.core.events import Arrival
+from hyperflexis.core.instance import Instance
+from hyperflexis.core.links import Links
+from hyperflexis.core.request import Request, RequestState, RequestStep
+
+
+@dataclass(slots=True)
+class Migration:
+    """One move that is under way."""
+
+    request: Request
+    source: Instance
+    target: Instance
+    at_first_token: bool
+    began_s: float
+
+
+class Migrations:
+    """All that are under way, by request."""
+
+    def __init__(self, cluster: Cluster, links: Links) -> None:
+        self._cluster = cluster
+        self._links = links
+        self.under_way: dict[int, Migration] = {}
+
+    def __contains__(self, request_id: int) -> bool:
+        return request_id in self.under_way
+
+    def can(self, source: Instance, target: Instance) -> bool:
+        """Whether the target can take from the source now."""
+        return self._links.version(source.id, target.id) is not None
+
+    def begin(
+        self, request: Request, target: Instance, reason: Reason, now: float, *, at_first_token: bool = False
+    ) -> Migrate:
+        """Have `target`, which must be linked, take a request from where it is."""
+        assert request.id not in self.under_way, f"request {request.id} moves already"
+        assert request.instance_id is not None
+        source = self._cluster.instances[request.instance_id]
+        version = self._links.version(source.id, target.id)
+        assert version is not None, f"{target.name} is not linked to {source.name}"
+        expected = self._cluster.expected_tokens(request)
+        target.expect(request, request.prompt_tokens + expected, now)
+        self.under_way[request.id] = Migration(request, source, target, at_first_token, now)
+        return Migrate(
+            request.id, source.id, target.id, request.context_tokens, at_first_token, version, reason, expected
+        )
+
+    def done(self, event: Arrival, target_id: int) -> bool:
+        """The target has it. False if it is not wanted there any more."""
+        moved = self.under_way.get(event.request_id)
+        if moved is None or moved.target.id != target_id:
+            return False
+        del self.under_way[event.request_id]
+        request, target = moved.request, moved.target
+        if self._cluster.requests.get(request.id) is not request:  # It has ended, or its client has left.
+            target.unexpect(request.id)
+            return False
+        if request.state is not RequestState.IN_TRANSIT:
+            moved.source.remove(request)
+        request.tokens_before = event.emitted_tokens
+        request.instance_id = target.id
+        request.migrations += 1
+        target.arrive(request, event.computed_tokens)
+        if request.id in target.standing:
+            request.step(RequestStep.GO_ON)
+            target.go_on(request)
+        else:
+            request.step(RequestStep.MOVE)
+        return True
+
+    def failed(self, request_id: int, target_id: int) -> Migration | None:
+        """The target has nothing of it; returns the move that this ends."""
+        moved = self.under_way.get(request_id)
+        if moved is None or moved.target.id != target_id:
+            return None
+        del self.under_way[request_id]
+        moved.target.unexpect(request_id)
+        return moved
+
+    def cancel(self, request: Request, reason: Reason) -> list[Command]:
+        """Its client has left: the target is to forget it too. Its word still ends the move."""
+        moved = self.under_way.get(request.id)
+        return [] if moved is None else [Cancel(request.id, moved.target.id, reason)]
+
+    def lose_source(self, instance: Instance) -> list[Command]:
+        """Its instance has died. What was on its way stays so, until the target says whether it has it."""
+        commands: list[Command] = []
+        for moved in self.under_way.values():
+            request = moved.request
+            if moved.source is instance and request.instance_id == instance.id:
+                request.stop_counting()
+                request.step(RequestStep.LOSE)
+                request.instance_id = None
+                commands.append(Abandon(request.id, moved.target.id, Reason(Why.SOURCE_LOST)))
+        return commands
+
+    def lose_target(self, instance: Instance) -> list[Migration]:
+        """Its target has died; returns the moves that this ends."""
+        ended = [moved for moved in self.under_way.values() if moved.target is instance]
+        for moved in ended:
+            del self.under_way[moved.request.id]
+        return ended
+
+    def stay(self, request: Request, why: Why) -> Stay:
+        """Let it go on where it is, should it stand still there."""
+        assert request.instance_id is not None
+        return Stay(request.id, request.instance_id, Reason(why))
+
+    def check(self) -> None:
+        """Both ends agree."""
+        arriving = {i: instance.id for instance in self._cluster.instances.values() for i in instance.arriving}
+        assert arriving == {i: moved.target.id for i, moved in self.under_way.items()}, "someone expects something else"
+        for request in self._cluster.requests.values():
+            is_lost = request.state is RequestState.IN_TRANSIT
+            assert not is_lost or request.id in self.under_way, f"in transit to nowhere: {request!r}"
