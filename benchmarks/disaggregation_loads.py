@@ -7,10 +7,10 @@
     sx  shifts: completions and summaries, then reasoning; 150 s each
     r1  long outputs: a reasoning model's requests, generated from what was measured of its clients
 
-A rate is requests per second of the whole load. In az and lo it compresses time, and a run has as many requests at every
-rate. The others last as long whatever the rate, which adds requests to them, and leaves phases where they are. A seed is
-another window of the traces or other draws from them, and in sh and sx another phase to begin with. Prefixes are not
-shared. Knows nothing of fleets and policies.
+A rate is requests per second of the whole load. In az and lo it compresses time, and a run has as many requests at
+every rate. The others last as long whatever the rate, which adds requests to them, and leaves phases where they are. A
+seed is another window of the traces or other draws from them, and in sh and sx another phase to begin with. Prefixes
+are not shared. Knows nothing of fleets and policies.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import inf
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -169,6 +170,20 @@ REASONING_S = (50_400.0, 57_600.0)
 def missing(folder: Path) -> list[str]:
     """The traces that are not in the folder."""
     return [name for name in TRACES if not (folder / name).is_file()]
+
+
+def described(name: str) -> dict[str, Any]:
+    """A load as the page tells it."""
+    load = LOADS[name]
+    return {
+        "title": load.title,
+        "is_shifting": load.is_shifting,
+        "attainment_min": load.attainment_min,
+        "phase_s": load.phase_s or None,
+        "lasts_s": spans_s(load, 0)[-1][2] if load.phases else load.lasts_s if load.lasts_s < inf else None,
+        "window_s": load.window_s or None,
+        "phases": [dict(phase) for phase in load.phases],
+    }
 
 
 def jobs(name: str, rate: float, seed: int, folder: Path) -> list[Job]:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -22,9 +22,10 @@ import record
 import scheduling_runs
 from disaggregation_loads import LOADS, SEEDS
 from hyperflexis.core.control import Policy
-from hyperflexis.core.instance import Capacity
+from hyperflexis.core.instance import Capacity, Role
 from hyperflexis.policies import create
 from hyperflexis.sim import profiles, summary
+from hyperflexis.sim.fabric import FabricSpec
 from hyperflexis.sim.outcome import Outcome
 from hyperflexis.sim.simulation import FleetSpec, simulate
 from scheduling_search import rounded
@@ -32,7 +33,11 @@ from scheduling_search import rounded
 KEPT = record.REPOSITORY / "build" / "disaggregation"
 BLOCK_TOKENS, SEQS_MAX, PREFILL_TOKENS_MAX = 16, 512, 8192
 OURS, COLOCATED, STATIC = "hyperflexis", "colocated", "static"
+POLICY_OF = {STATIC: "distserve"}
+"""Where a deployment is not called as its policy is."""
 METRICS = ("ttft_s", "tpot_s")
+AT_STEP = ("rate", "requests", "attainment", "classes", *METRICS, "migrations", "role_changes")
+"""What is told of each seed at the highest step that is borne."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +83,29 @@ def moves_kv(deployment: str) -> bool:
 def fleet_of(cell: Cell, deployment: str) -> tuple[Policy, FleetSpec]:
     """The one place that knows how a deployment's text becomes a policy and a fleet.
 
-    `colocated` and `colocated:POLICY` keep every request on one instance, the first with our policy.
+    `colocated` and `colocated:POLICY` keep every request on one instance, the first with our policy. `static:P=3` has
+    three instances prefill for good. All else are policies with their tuning; `P` among it is how many instances begin
+    as prefilling ones, the rest decoding, and `P=half` half of them; without it all begin mixed.
     """
     profile = profiles.load_profile(loads.PROFILE)
-    name, _, inside = deployment.partition(":")
-    capacity = Capacity(profile.kv_tokens // BLOCK_TOKENS, BLOCK_TOKENS, SEQS_MAX)
-    fleet = FleetSpec(cell.instances, capacity, profile.latency, max_tokens=LOADS[cell.load].max_tokens)
+    capacity = Capacity(profile.kv_tokens // BLOCK_TOKENS, BLOCK_TOKENS, SEQS_MAX, loads.KV_TOKEN_BYTES)
+    fleet = FleetSpec(
+        cell.instances,
+        capacity,
+        profile.latency,
+        max_tokens=LOADS[cell.load].max_tokens,
+        fabric=FabricSpec(bytes_s=cell.link_gb_s * 1e9),
+    )
+    name, _, rest = deployment.partition(":")
     if name == COLOCATED:
-        return create(inside or OURS, PREFILL_TOKENS_MAX), fleet
-    raise ValueError(f"no deployment {deployment!r}")
+        return replace(create(rest or OURS, PREFILL_TOKENS_MAX), binder=None, planner=None), fleet
+    pairs = dict(pair.split("=") for pair in rest.split(",") if pair)
+    if (begin := pairs.pop("P", None)) is not None:
+        prefills = cell.instances // 2 if begin == "half" else int(begin)
+        fleet = replace(fleet, roles=(Role.PREFILL,) * prefills + (Role.DECODE,) * (cell.instances - prefills))
+    tuning = ",".join(f"{key}={value}" for key, value in pairs.items())
+    policy = POLICY_OF.get(name, name)
+    return create(f"{policy}:{tuning}" if tuning else policy, PREFILL_TOKENS_MAX), fleet
 
 
 def simulated(run: Run, traces: Path) -> dict[str, Any]:
@@ -130,7 +149,7 @@ class Bench:
     def point(self, deployment: str, step: int, seed: int) -> dict[str, Any]:
         """What one simulation gave, simulated if it is not known."""
         run = Run(self.cell, deployment, step, seed)
-        file = self._file(run)
+        file = self.file(run)
         if file.is_file():
             known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
             return known
@@ -168,14 +187,25 @@ class Bench:
         """The capacity of the deployment that bears most."""
         return self.measured(*search.best_of(deployments, self.is_borne, guess))
 
+    def best_beside(self, deployments: Sequence[str], start: int, guess: int = 0) -> dict[str, Any]:
+        """As `best_of`, of deployments that get better up to one of them, and worse behind it."""
+        return self.measured(*search.climb(deployments, start, self.is_borne, guess))
+
     def measured(self, deployment: str, step: int | None) -> dict[str, Any]:
         """A capacity whose step is known."""
         least = LOADS[self.cell.load].attainment_min
         crossing = search.crossing(functools.partial(self.attainment, deployment), least, step)
         points = [] if step is None else self.points(deployment, step)
-        return {"deployment": deployment, "step": step, "rps": round(crossing * self.cell.own_rps, 4), "points": points}
+        return {
+            "deployment": deployment,
+            "step": step,
+            "rps": round(crossing * self.cell.own_rps, 4),
+            "source": source_hash(),
+            "at_step": {name: [point[name] for point in points] for name in AT_STEP},
+        }
 
-    def _file(self, run: Run) -> Path:
+    def file(self, run: Run) -> Path:
+        """Where its result is kept."""
         asked = asdict(run)
         if not moves_kv(run.deployment):
             asked["cell"]["link_gb_s"] = None

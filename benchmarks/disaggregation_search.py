@@ -68,3 +68,20 @@ def best_of(names: Sequence[str], is_borne: Callable[[str, int], bool], guess: i
         if step is not None:
             best, reached = name, step
     return best, reached
+
+
+def climb(names: Sequence[str], start: int, is_borne: Callable[[str, int], bool], guess: int) -> tuple[str, int | None]:
+    """As `best_of`, for names in an order in which they get better up to the best and worse behind it."""
+    best, reached = start, highest(partial(is_borne, names[start]), guess)
+    for way in (1, -1):
+        while 0 <= best + way < len(names):
+            name = names[best + way]
+            if reached is not None and not is_borne(name, reached + 1):
+                break
+            step = highest(partial(is_borne, name), guess if reached is None else reached + 1)
+            if step is None and reached is not None:
+                break
+            best, reached = best + way, step
+        if best != start and reached is not None:  # What lies the other way is known to be worse.
+            break
+    return names[best], reached
