@@ -5,13 +5,18 @@ Only holds and finds; decides nothing.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
 
+from hyperflexis.core.demand import Demand, demand_of
 from hyperflexis.core.instance import Instance, InstanceState, Role
 from hyperflexis.core.loads import Loads
 from hyperflexis.core.network import Network
 from hyperflexis.core.request import ON_INSTANCE, Request, RequestState
+
+UNKNOWN_TOKENS = 200.0
+"""Taken for the mean answer of a class of which none has ended yet."""
 
 
 class OutputLengths:
@@ -26,13 +31,20 @@ class OutputLengths:
     def __init__(self) -> None:
         self._recent: deque[int] = deque()
         self._sorted: list[int] = []
+        self._sum = 0
 
     def observe(self, tokens: int) -> None:
         if len(self._recent) == self.WINDOW:
             oldest = self._recent.popleft()
+            self._sum -= oldest
             del self._sorted[bisect_left(self._sorted, oldest)]
         self._recent.append(tokens)
+        self._sum += tokens
         insort(self._sorted, tokens)
+
+    @property
+    def mean(self) -> float:
+        return self._sum / len(self._recent)
 
     def expected(self, max_tokens: int, emitted_tokens: int = 0) -> int:
         """Tokens to plan for, of answers that are longer than what is there of this one already.
@@ -63,6 +75,8 @@ class Cluster:
         self._changed: set[Instance] = set()
         self.loads = Loads(self._changed)
         self.network = Network()
+        self.demand = Demand()
+        """Of all requests that have arrived while an instance was ready."""
 
     def launch(self, instance_id: int, role: Role) -> Instance:
         """Count a new instance in; it is not ready."""
@@ -90,6 +104,18 @@ class Cluster:
         """Output length to plan for: the longer its answer is already, the longer it is believed to become."""
         lengths = self._lengths.get(request.service_class)
         return lengths.expected(request.max_tokens, request.emitted_tokens) if lengths else request.max_tokens
+
+    def mean_tokens(self, request: Request) -> float:
+        """Output length of its class on average."""
+        lengths = self._lengths.get(request.service_class)
+        return min(request.max_tokens, lengths.mean if lengths else UNKNOWN_TOKENS)
+
+    def observe_arrival(self, request: Request) -> None:
+        """Count what a new request asks for."""
+        if self.ready:
+            pace_s = math.inf if request.slo.tpot_s is None else request.slo.tpot_s
+            answer_tokens = self.mean_tokens(request)
+            self.demand = self.demand.plus(demand_of(request.prompt_tokens, answer_tokens, pace_s, self.ready[0]))
 
     def observe_length(self, request: Request) -> None:
         self._lengths.setdefault(request.service_class, OutputLengths()).observe(request.emitted_tokens)

@@ -110,6 +110,8 @@ class Migrate(NamedTuple):
     at_first_token: bool
     """It is handed off: it stands still with its first token, and not before."""
     link_version: int
+    move: int
+    """The number of this attempt."""
     reason: Reason
     expected_tokens: int = 0
 

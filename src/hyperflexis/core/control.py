@@ -162,6 +162,8 @@ class ControlPlane:
             request.step(RequestStep.REJECT)
             return [refusal]
         self.cluster.requests[request.id] = request
+        if self.policy.planner is not None:
+            self.cluster.observe_arrival(request)
         self.cluster.enqueue(request)
         placed = self._dispatch_queue(now)
         if request.state is RequestState.QUEUED:
@@ -363,7 +365,7 @@ class ControlPlane:
             if binder is not None and request.move_failures < MOVE_TRIES_MAX:
                 placement = binder.choose(request, source, targets, self.cluster, now)
                 if placement is None and targets:
-                    continue
+                    break  # Nor would there be room for those behind it, but for small ones, which are soon served.
             del self._handed_off[request.id]
             if placement is None or placement.instance is source:
                 commands.append(self.migrations.stay(request, Why.NO_DECODE))

@@ -138,6 +138,9 @@ class SloDispatcher:
 
     def choose(self, request: Request, instances: Sequence[Instance], cluster: Cluster, now: float) -> Placement:
         expected = cluster.expected_tokens(request)
+        prefilling = [instance for instance in instances if instance.role is Role.PREFILL]
+        if prefilling:
+            return _apart(request, prefilling, cluster, expected, now)
         allowed = self._splits.allowed(request, instances, cluster.ready, now) if self._splits else instances
         instance = allowed[_least(request, allowed, cluster, expected)]
         predicted = estimate(request, instance, expected, now)
@@ -146,6 +149,26 @@ class SloDispatcher:
         why = Why.FEASIBLE if is_feasible(request, predicted) else Why.LEAST_HARM
         numbers = (("ttft_s", predicted.ttft_s), ("peak_step_s", predicted.peak_step_s))
         return Placement(instance, Reason(why, numbers), predicted.ttft_s, predicted.step_s)
+
+
+def _apart(
+    request: Request, prefilling: Sequence[Instance], cluster: Cluster, expected_tokens: int, now: float
+) -> Placement:
+    """Where instances prefill for others: the one with the least score; another only where that keeps a promise.
+
+    So what decodes is slowed down by a prefill only if its first token would be late otherwise.
+    """
+    instance = prefilling[_least(request, prefilling, cluster, expected_tokens)]
+    predicted = estimate(request, instance, expected_tokens, now)
+    if not is_feasible(request, predicted):
+        others = [other for other in cluster.ready if other.role is not Role.PREFILL]
+        found = [(estimate(request, other, expected_tokens, now), other) for other in others]
+        feasible = [(each.ttft_s, other.id, other, each) for each, other in found if is_feasible(request, each)]
+        if feasible:
+            _, _, instance, predicted = min(feasible)
+    why = Why.FEASIBLE if is_feasible(request, predicted) else Why.LEAST_HARM
+    numbers = (("ttft_s", predicted.ttft_s), ("peak_step_s", predicted.peak_step_s))
+    return Placement(instance, Reason(why, numbers), predicted.ttft_s, predicted.step_s or None)
 
 
 def _first_feasible(

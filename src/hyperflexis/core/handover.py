@@ -35,6 +35,8 @@ class Call(NamedTuple):
     """What the taker has, and wants to hear of the rest."""
 
     request_id: int
+    move: int
+    """Which attempt to move it this is: words of an earlier one may still be on their way."""
     since: int = 0
     """Blocks that it has already."""
     tenure: int = NOWHERE
@@ -49,6 +51,7 @@ class Answer(NamedTuple):
     """What there is to be copied."""
 
     request_id: int
+    move: int
     since: int
     until: int
     """Blocks from index `since` up to this one are told here."""
@@ -73,8 +76,8 @@ class Giver:
         self._scheduler = scheduler
         self._calls: dict[int, Call] = {}
         """Unanswered, or to be told more without being asked."""
-        self._stopped: set[int] = set()
-        """Those that stand still because a last answer was given."""
+        self._stopped: dict[int, int] = {}
+        """Those that stand still because a last answer was given, and to which move."""
 
     def call(self, call: Call) -> None:
         """Note what a taker wants to hear; `answers` has the answer as soon as there is one."""
@@ -99,10 +102,10 @@ class Giver:
         return found
 
     def offer(self, sequence_id: int) -> Answer:
-        """The last answer for a sequence that has been handed off, before anyone calls."""
+        """The last answer for a sequence that has been handed off, before anyone calls. It is of no move yet."""
         held = self._scheduler.held(sequence_id)
         assert held is not None, f"sequence {sequence_id} is offered and not here"
-        return self._last(sequence_id, held)
+        return self._last(sequence_id, NOWHERE, held)
 
     def may_stop(self) -> bool:
         """Whether someone waits for a sequence that stands still only at the end of a step."""
@@ -115,21 +118,20 @@ class Giver:
     def taken(self, sequence_id: int) -> None:
         """It goes on elsewhere: forget it here."""
         self._calls.pop(sequence_id, None)
-        self._stopped.discard(sequence_id)
+        self._stopped.pop(sequence_id, None)
         self._scheduler.cancel(sequence_id)
 
-    def left(self, sequence_id: int) -> bool:
-        """The taker has given it up; returns whether it goes on here again. What was handed off still stands."""
-        self._calls.pop(sequence_id, None)
-        if sequence_id not in self._stopped:
-            return False
-        self._stopped.discard(sequence_id)
-        return self.stay(sequence_id)
+    def left(self, sequence_id: int, move: int) -> bool:
+        """The taker has given this move up; returns whether it goes on here again. What was handed off still stands."""
+        call = self._calls.get(sequence_id)
+        if call is not None and call.move == move:
+            del self._calls[sequence_id]
+        return self._stopped.get(sequence_id) == move and self.stay(sequence_id)
 
     def stay(self, sequence_id: int) -> bool:
         """Let it go on here if it stands still; returns whether it did."""
         self._calls.pop(sequence_id, None)
-        self._stopped.discard(sequence_id)
+        self._stopped.pop(sequence_id, None)
         if sequence_id not in self._scheduler.moves.suspended:
             return False
         self._scheduler.resume(sequence_id)
@@ -138,26 +140,29 @@ class Giver:
     def forget(self, sequence_id: int) -> None:
         """It was cancelled or has ended."""
         self._calls.pop(sequence_id, None)
-        self._stopped.discard(sequence_id)
+        self._stopped.pop(sequence_id, None)
 
     def _answer(self, call: Call, *, may_stop: bool) -> Answer | None:
         held = self._scheduler.held(call.request_id, call.since)
         if held is None or call.tenure not in {NOWHERE, held.tenure}:
-            return Answer(call.request_id, 0, 0, (), 0, NOWHERE, is_last=False)
+            return Answer(call.request_id, call.move, 0, 0, (), 0, NOWHERE, is_last=False)
         if call.request_id in self._scheduler.moves.suspended:
-            return self._last(call.request_id, held)
+            return self._last(call.request_id, call.move, held)
         if not call.at_first_token and self._is_near(call, held):
             if not may_stop:
                 return None
-            self._stopped.add(call.request_id)
-            stopped = self._scheduler.suspend(call.request_id)
-            return self._last(call.request_id, stopped._replace(since=held.since, blocks=stopped.blocks[held.since :]))
+            self._stopped[call.request_id] = call.move
+            self._scheduler.suspend(call.request_id)
+            stopped = self._scheduler.held(call.request_id, call.since)
+            assert stopped is not None
+            return self._last(call.request_id, call.move, stopped)
         block_tokens = self._scheduler.pool.block_tokens
         until = held.computed // block_tokens
         if until <= call.since:
             return None
         settled = held.settled(block_tokens)
-        return Answer(call.request_id, call.since, until, settled, until * block_tokens, held.tenure, is_last=False)
+        tokens = until * block_tokens
+        return Answer(call.request_id, call.move, call.since, until, settled, tokens, held.tenure, is_last=False)
 
     def _is_near(self, call: Call, held: Held) -> bool:
         """Whether what is left to copy takes no longer than a step, or does not become less."""
@@ -166,15 +171,16 @@ class Giver:
         step_s = self._scheduler.latency.decode_step_s(len(decodes), decodes.context_tokens)
         return left <= 1 or left * call.block_s <= step_s or call.round >= ROUNDS_MAX
 
-    def _last(self, sequence_id: int, held: Held) -> Answer:
+    def _last(self, sequence_id: int, move: int, held: Held) -> Answer:
         until = self._scheduler.pool.blocks_for(held.computed)
-        return Answer(sequence_id, held.since, until, held.blocks, held.computed, held.tenure, is_last=True)
+        return Answer(sequence_id, move, held.since, until, held.blocks, held.computed, held.tenure, is_last=True)
 
 
 class Pull(NamedTuple):
     """Copy these blocks of the giver's into those of ours."""
 
     request_id: int
+    move: int
     source_blocks: Series[int]
     target_blocks: Series[int]
     tokens: int
@@ -185,6 +191,7 @@ class Complete(NamedTuple):
     """Everything has been copied: so many tokens are computed, and the sequence is to be adopted."""
 
     request_id: int
+    move: int
     computed: int
 
 
@@ -192,6 +199,7 @@ class Failure(NamedTuple):
     """The move is over, and nothing of it is left here but what stands in these blocks."""
 
     request_id: int
+    move: int
     why: str
     soiled: Series[int]
     """Blocks of ours that may hold half a copy."""
@@ -226,20 +234,27 @@ class Taker:
         return request_id in self._taking
 
     def begin(
-        self, request_id: int, tokens: int, tokens_max: int, *, block_s: float = 0.0, at_first_token: bool = False
+        self,
+        request_id: int,
+        move: int,
+        tokens: int,
+        tokens_max: int,
+        *,
+        block_s: float = 0.0,
+        at_first_token: bool = False,
     ) -> Call | Failure:
         """Set blocks for `tokens` aside for a sequence that may grow to `tokens_max`; returns what to ask for."""
         blocks = self._scheduler.expect(request_id, tokens, tokens_max)
         if blocks is None:
-            return Failure(request_id, "there is no room for it", ())
-        call = Call(request_id, block_s=block_s, at_first_token=at_first_token)
+            return Failure(request_id, move, "there is no room for it", ())
+        call = Call(request_id, move, block_s=block_s, at_first_token=at_first_token)
         self._taking[request_id] = _Taking(call, tokens_max, blocks)
         return call
 
     def take(self, answer: Answer) -> TakerStep | None:
         """Hear an answer; None while what was told before is still being copied. Answers for others are ignored."""
         taking = self._taking.get(answer.request_id)
-        if taking is None:
+        if taking is None or taking.call.move != answer.move:
             return None
         if answer.is_gone:
             return self.fail(answer.request_id, "it has left its instance, or lost its blocks there")
@@ -249,19 +264,21 @@ class Taker:
         taking.told.append(answer)
         return None if taking.pulling is not None else self._next(taking)
 
-    def copied(self, request_id: int, block_s: float) -> TakerStep | None:
+    def copied(self, request_id: int, move: int, block_s: float) -> TakerStep | None:
         """What was to be pulled is here, and took so long by the block; returns what is next.
 
-        None if the giver is about to say more by itself.
+        None if the giver is about to say more by itself, or if this move is over.
         """
-        taking = self._taking[request_id]
+        taking = self._taking.get(request_id)
+        if taking is None or taking.call.move != move:
+            return None
         answer, taking.pulling = taking.pulling, None
         assert answer is not None, f"nothing of request {request_id} was being copied"
         taking.copied = answer.until
         taking.call = taking.call._replace(block_s=block_s)
         if answer.is_last:
             del self._taking[request_id]
-            return Complete(request_id, answer.computed)
+            return Complete(request_id, move, answer.computed)
         if taking.told:
             return self._next(taking)
         if taking.call.at_first_token:
@@ -275,7 +292,9 @@ class Taker:
         if taking is None:
             return None
         self._scheduler.release(request_id)
-        return Failure(request_id, why, tuple(taking.blocks) if taking.copied or taking.pulling else ())
+        return Failure(
+            request_id, taking.call.move, why, tuple(taking.blocks) if taking.copied or taking.pulling else ()
+        )
 
     def _next(self, taking: _Taking) -> TakerStep | None:
         answer = taking.told.popleft()
@@ -284,6 +303,6 @@ class Taker:
             return self.fail(answer.request_id, "there is no room for what it has become")
         taking.blocks, taking.pulling = blocks, answer
         if answer.until == answer.since:  # Nothing of it has been computed, or all is here.
-            return self.copied(answer.request_id, taking.call.block_s)
+            return self.copied(answer.request_id, answer.move, taking.call.block_s)
         tokens = answer.computed - answer.since * self._scheduler.pool.block_tokens
-        return Pull(answer.request_id, answer.blocks, blocks[answer.since : answer.until], tokens)
+        return Pull(answer.request_id, answer.move, answer.blocks, blocks[answer.since : answer.until], tokens)

@@ -36,6 +36,7 @@ class Migrations:
     def __init__(self, cluster: Cluster, links: Links) -> None:
         self._cluster = cluster
         self._links = links
+        self._moves = 0
         self.under_way: dict[int, Migration] = {}
 
     def __contains__(self, request_id: int) -> bool:
@@ -57,9 +58,9 @@ class Migrations:
         expected = self._cluster.expected_tokens(request)
         target.expect(request, request.prompt_tokens + expected, now)
         self.under_way[request.id] = Migration(request, source, target, at_first_token, now)
-        return Migrate(
-            request.id, source.id, target.id, request.context_tokens, at_first_token, version, reason, expected
-        )
+        self._moves += 1
+        tokens = request.context_tokens
+        return Migrate(request.id, source.id, target.id, tokens, at_first_token, version, self._moves, reason, expected)
 
     def done(self, event: Arrival, target_id: int) -> bool:
         """The target has it. False if it is not wanted there any more."""

@@ -12,11 +12,25 @@ What was measured for and against each is in the decisions, 6 to 9, and docs/res
 
 from __future__ import annotations
 
+from hyperflexis.core.binding import LeastPace
 from hyperflexis.core.control import Policy
 from hyperflexis.core.dispatch import SloDispatcher
+from hyperflexis.core.roles import GrowthPlanner
 from hyperflexis.core.step import StepRules
 
+ROLES = ("none", "fixed", "planned")
 
-def policy(prefill_tokens_max: int, *, separation: float = 1.0) -> Policy:
-    """`separation` 0 shares all work evenly: quicker on average, and fewer promises kept under bursts."""
-    return Policy("hyperflexis", SloDispatcher(separation), StepRules(prefill_tokens_max=prefill_tokens_max))
+
+def policy(prefill_tokens_max: int, *, separation: float = 1.0, roles: str = "none") -> Policy:
+    """`separation` 0 shares all work evenly: quicker on average, and fewer promises kept under bursts.
+
+    `roles` says whether requests may be prefilled on one instance and decoded on another: `none`, `fixed` (as the fleet
+    was started) or `planned`.
+    """
+    if roles not in ROLES:
+        raise ValueError(f"roles must be one of {', '.join(ROLES)}, not {roles!r}")
+    rules = StepRules(prefill_tokens_max=prefill_tokens_max)
+    if roles == "none":
+        return Policy("hyperflexis", SloDispatcher(separation), rules)
+    planner = GrowthPlanner() if roles == "planned" else None
+    return Policy("hyperflexis", SloDispatcher(separation), rules, binder=LeastPace(), planner=planner)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
+from hyperflexis.core.commands import Migrate
 from hyperflexis.core.events import Arrival, Event, TransferFailed
 from hyperflexis.core.handover import Answer, Call, Complete, Failure, Giver, Pull, Taker, TakerStep
 from hyperflexis.core.step import Sequence
@@ -71,35 +72,31 @@ class SimMoves:
 
     # -- the taker's end
 
-    def take(self, request_id: int, tokens: int, tokens_max: int, taking: Taking, *, at_first_token: bool) -> None:
+    def take(self, command: Migrate, tokens_max: int, taking: Taking) -> None:
         """Begin to take a sequence. What the source has handed off already need not be asked for."""
-        source = taking.source.moves
-        offer = source._offer(request_id)
-        self._owner.post(
-            partial(self._begin, request_id, tokens, tokens_max, taking, offer, at_first_token=at_first_token)
-        )
+        offer = taking.source.moves._offer(command.request_id)
+        self._owner.post(partial(self._begin, command, tokens_max, taking, offer))
 
     def abandon(self, request_id: int) -> None:
         """Say at once whether it is here; do not wait for its source."""
         self._owner.post(partial(self._abandon, request_id))
 
-    def _begin(
-        self,
-        request_id: int,
-        tokens: int,
-        tokens_max: int,
-        taking: Taking,
-        offer: tuple[Answer, Parting] | None,
-        *,
-        at_first_token: bool,
-    ) -> None:
+    def _begin(self, command: Migrate, tokens_max: int, taking: Taking, offer: tuple[Answer, Parting] | None) -> None:
         if self._taker is None:
             self._taker = Taker(self._owner.scheduler)
         block_s = self._owner.scheduler.pool.block_tokens * self._kv_token_bytes / self._fabric.spec.bytes_s
-        step = self._taker.begin(request_id, tokens, tokens_max, block_s=block_s, at_first_token=at_first_token)
-        self._takings[request_id] = taking
+        step = self._taker.begin(
+            command.request_id,
+            command.move,
+            command.tokens,
+            tokens_max,
+            block_s=block_s,
+            at_first_token=command.at_first_token,
+        )
+        self._takings[command.request_id] = taking
         if offer is not None and isinstance(step, Call):
-            self._hear(*offer)
+            answer, parting = offer
+            self._hear(answer._replace(move=command.move), parting)
         else:
             self._do(step)
 
@@ -109,7 +106,8 @@ class SimMoves:
 
     def _hear(self, answer: Answer, parting: Parting) -> None:
         if answer.request_id in self._takings and self._taker is not None:
-            self._takings[answer.request_id].parting = parting
+            if answer.is_last:
+                self._takings[answer.request_id].parting = parting
             self._do(self._taker.take(answer))
 
     def _do(self, step: TakerStep | None) -> None:
@@ -138,9 +136,8 @@ class SimMoves:
             return
         if taking.source.is_lost:
             self._do(self._taker.fail(pull.request_id, "its source is gone"))
-            return
-        blocks = max(1, len(pull.target_blocks))
-        self._do(self._taker.copied(pull.request_id, alone_s / blocks))
+        else:
+            self._do(self._taker.copied(pull.request_id, pull.move, alone_s / max(1, len(pull.target_blocks))))
 
     def _adopt(self, step: Complete, taking: Taking) -> None:
         del self._takings[step.request_id]
@@ -154,7 +151,7 @@ class SimMoves:
 
     def _give_up(self, failure: Failure, taking: Taking) -> None:
         del self._takings[failure.request_id]
-        self._say(partial(taking.source.moves._left, failure.request_id), taking.source)
+        self._say(partial(taking.source.moves._left, failure.request_id, failure.move), taking.source)
         self._feed(TransferFailed(failure.request_id, self._owner.id, failure.why))
 
     # -- the giver's end
@@ -222,8 +219,8 @@ class SimMoves:
         self._owner.forget(request_id)
         self._owner.note_change()
 
-    def _left(self, request_id: int) -> None:
-        if self._giver is not None and self._giver.left(request_id):
+    def _left(self, request_id: int, move: int) -> None:
+        if self._giver is not None and self._giver.left(request_id, move):
             self._resume(request_id)
 
     def _stay(self, request_id: int) -> None:

@@ -230,8 +230,7 @@ class Simulation:
         live = self._live[command.request_id]
         source, target = self._instances[command.source_id], self._instances[command.target_id]
         taking = Taking(source, partial(_sequence, live, command.expected_tokens), live.job.output_tokens)
-        tokens_max = live.job.prompt_tokens + live.max_tokens
-        target.moves.take(live.number, command.tokens, tokens_max, taking, at_first_token=command.at_first_token)
+        target.moves.take(command, live.job.prompt_tokens + live.max_tokens, taking)
 
     def _abandon(self, command: Abandon) -> None:
         self._instances[command.target_id].moves.abandon(command.request_id)
