@@ -19,8 +19,8 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from pathlib import Path
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import disaggregation_loads as loads

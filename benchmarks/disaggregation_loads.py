@@ -120,7 +120,7 @@ class Load:
     window_s: float = 0.0
     """How long the window is, in the time of its traces."""
     lasts_s: float = inf
-    """Longest run; the rest of the window is left out."""
+    """For how long requests arrive, where the window has enough of them for any rate."""
     phases: tuple[Mapping[str, float], ...] = ()
     """Of each phase of the cycle: requests per second by trace, at rate 1."""
     phase_s: float = 0.0
@@ -211,12 +211,15 @@ def _drawn(load: Load, rate: float, seed: int, folder: Path) -> Iterator[Stream]
 
 def _replayed(load: Load, rate: float, seed: int, folder: Path) -> Iterator[Stream]:
     found = _window(load.name, seed, folder)
-    yield Stream(lambda _: found, window_s=(0.0, rate * load.lasts_s), rate=rate)
+    count = min(len(found) - 1, round(rate * load.lasts_s)) if load.lasts_s < inf else None
+    # A part of a window is not as dense as the whole: what matters is how long its requests take to arrive.
+    compression = rate if count is None else found[count].at_s * rate / count
+    yield Stream(lambda _: found, rate=compression, limit=count)
 
 
 @functools.lru_cache(maxsize=32)
 def _window(name: str, seed: int, folder: Path) -> tuple[Job, ...]:
-    """A window's requests, at one per second."""
+    """A window's requests, at one per second on average."""
     load = LOADS[name]
     start_s = load.begins_s[seed % len(load.begins_s)]
     recorded = partial(_recorded, folder, window_s=(start_s, start_s + load.window_s), seed=seed)
