@@ -32,6 +32,8 @@ from hyperflexis.sim import profiles
 
 RESULTS = record.REPOSITORY / "benchmarks" / "results" / "disaggregation.json"
 INSTANCES, LINKS_GB_S = (8, 4), (40, 20)
+SETTING = f"{OURS}:roles=planned"
+"""Ours: one for all cells."""
 RIVALS: dict[str, tuple[str, ...]] = {
     "chunked": tuple(f"{COLOCATED}:round_robin:chunk={chunk}" for chunk in (512, 2048)),
     "half": (f"{STATIC}:P=half",),
@@ -56,7 +58,7 @@ def tries(row: str, instances: int) -> list[str]:
     """The deployments of which a row is the best."""
     if row == STATIC:
         return [f"{STATIC}:P={prefills}" for prefills in range(1, instances)]
-    return list(RIVALS.get(row, (row,)))
+    return [SETTING] if row == OURS else list(RIVALS.get(row, (row,)))
 
 
 def searched(group: Group, traces: Path) -> dict[str, Any]:
