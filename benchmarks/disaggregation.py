@@ -28,17 +28,32 @@ import disaggregation_page
 import record
 from disaggregation_runs import COLOCATED, KEPT, OURS, STATIC, Bench, Cell, moves_kv, source_hash
 from hyperflexis.cli import trace_files
+from hyperflexis.policies import POLICIES, tunings
 from hyperflexis.sim import profiles
 
 RESULTS = record.REPOSITORY / "benchmarks" / "results" / "disaggregation.json"
 INSTANCES, LINKS_GB_S = (8, 4), (40, 20)
+
+
+def begun(name: str, beginning: str) -> tuple[str, ...]:
+    """A policy with each of its tunings, on a fleet that begins in one way."""
+    found = []
+    for tuning in tunings.TUNINGS.get(name, ({},)):
+        words = {key: str(value).lower() if isinstance(value, bool) else value for key, value in tuning.items()}
+        found.append(f"{name}:" + ",".join([beginning, *(f"{key}={word}" for key, word in words.items())]))
+    return tuple(found)
+
+
 SETTING = f"{OURS}:roles=planned"
 """Ours: one for all cells."""
+PUBLISHED = ("arrow", "splitwise", "dynamo", "tokenscale", "taichi")
+"""Policies that part prefill from decode, of which each begins with half of the fleet; those that there are."""
 RIVALS: dict[str, tuple[str, ...]] = {
     "chunked": tuple(f"{COLOCATED}:round_robin:chunk={chunk}" for chunk in (512, 2048)),
     "half": (f"{STATIC}:P=half",),
+    **{name: begun(name, "P=half") for name in PUBLISHED if name in POLICIES},
 }
-"""By row, what is tried of it: stock engines that take turns, and a split that is not chosen."""
+"""By row, what is tried of it: stock engines that take turns, a split that is not chosen, published systems tuned."""
 JOBS_MAX = 2
 QUICK = {"loads": ("sh",), "qualities": (30,), "instances": (4,), "links": (40,), "seeds": (0,)}
 
@@ -200,8 +215,11 @@ def main() -> int:
             report = {**report, "took": took, "cells": merged(found["cells"], report["cells"])}
             write(options.out, report)
             say(f"{group.load} Q{group.quality} N{group.instances}: {told(found['cells'])}; {found['took']}")
-    if not options.quick:
-        disaggregation_page.PAGE.write_text(disaggregation_page.page(report), encoding="utf-8")
+    if disaggregation_page.is_complete(report):
+        shown = disaggregation_page.PAGE if options.out == RESULTS else options.out.with_suffix(".md")
+        shown.write_text(disaggregation_page.page(report), encoding="utf-8")
+    else:
+        say(f"no page: not every cell has {', '.join(disaggregation_page.NEEDED)}")
     return 0
 
 

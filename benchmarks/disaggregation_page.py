@@ -22,6 +22,8 @@ from scheduling_page import table
 RESULTS = record.REPOSITORY / "benchmarks" / "results" / "disaggregation.json"
 PAGE = record.REPOSITORY / "docs" / "results" / "disaggregation.md"
 OURS, COLOCATED, STATIC = "hyperflexis", "colocated", "static"
+NEEDED = (OURS, COLOCATED, STATIC)
+"""Rows without which there is no page."""
 HOLDS, SHIFTS, MEAN = 0.97, 1.1, 1.15
 """What is asked: of the better of colocated and static in every cell, of it on loads that shift, of the best rival."""
 TITLES = {
@@ -55,6 +57,11 @@ def page(results: Results) -> str:
 # What is computed.
 
 
+def is_complete(results: Results) -> bool:
+    """Whether every cell has the rows that what was asked is about."""
+    return bool(results["cells"]) and all(row in cell["rows"] for cell in results["cells"] for row in NEEDED)
+
+
 def columns(results: Results) -> list[Column]:
     """The cells, in the order in which they are told."""
     order = list(results["loads"])
@@ -67,9 +74,8 @@ def columns(results: Results) -> list[Column]:
 def rows(results: Results) -> list[str]:
     """Those that every cell has, ours first."""
     cells = results["cells"]
-    found = [row for row in (cells[0]["rows"] if cells else {}) if all(row in cell["rows"] for cell in cells)]
-    first = [row for row in (OURS, COLOCATED, STATIC) if row in found]
-    return [*first, *(row for row in found if row not in first)]
+    found = [row for row in cells[0]["rows"] if all(row in cell["rows"] for cell in cells)]
+    return [*NEEDED, *(row for row in found if row not in NEEDED)]
 
 
 def rps(cell: Column, row: str) -> float:
@@ -95,7 +101,7 @@ def held(cell: Column) -> float | None:
 
 def best_rival(results: Results) -> str | None:
     """The row with the highest mean, of those that are told as little as ours."""
-    rivals = [row for row in rows(results) if row not in (OURS, COLOCATED, STATIC)]
+    rivals = [row for row in rows(results) if row not in NEEDED]
     return max(rivals, key=lambda row: mean(results["cells"], row), default=None)
 
 
@@ -119,7 +125,7 @@ def verdict(results: Results) -> str:
     lines.append(
         f"- Means for comparison, as shares of together: ours {_two(ours)}, the best split of each cell in hindsight "
         f"{_two(static)}, the better of that and together "
-        f"{_two(fmean(max(1.0, relative(cell, STATIC) or 0.0) for cell in cells)) if cells else '–'}."
+        f"{_two(fmean(max(1.0, relative(cell, STATIC) or 0.0) for cell in cells))}."
     )
     return "\n".join(lines) + "\n"
 
@@ -159,9 +165,9 @@ def _how(results: Results) -> str:
         "with one link out and one in. Its fixed part of a step is a share of chat's pace that is "
         f"{shares}.\n"
         "- **Capacity** is the highest rate at which the load's share of all requests keeps its promises, in the mean "
-        f"over {len(results['seeds'])} seeds, found on a grid of {100 * (search.GRID - 1):.0f} % and read off the line "
-        "between the last rate that is borne and the first that is not. A seed is another window of the traces, or "
-        "other draws from them. All requests count, and a run goes on until the last has ended.\n"
+        f"over {_counted(len(results['seeds']), 'seed')}, found on a grid of {100 * (search.GRID - 1):.0f} % and read "
+        "off the line between the last rate that is borne and the first that is not. A seed is another window of the "
+        "traces, or other draws from them. All requests count, and a run goes on until the last has ended.\n"
         "- **Rows**: ours is one setting for all cells, and is told nothing of the load. *Together* is the same "
         "scheduling with every instance mixed. *Best split in hindsight* takes, for each cell, the number of "
         "prefilling instances that bears most. Of each rival, each cell has the best of the tunings that were tried.\n"
@@ -263,6 +269,10 @@ def _limits(results: Results) -> str:
     )
 
 
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" + "s" * (number != 1)
+
+
 def _title(row: str) -> str:
     return TITLES.get(row, row)
 
@@ -288,6 +298,9 @@ def main() -> int:
         print(f"no raw file {options.results}", file=sys.stderr)
         return 1
     results = json.loads(options.results.read_text(encoding="utf-8"))
+    if not is_complete(results):
+        print(f"not every cell has {', '.join(NEEDED)}", file=sys.stderr)
+        return 1
     options.page.write_text(page(results), encoding="utf-8")
     return 0
 

@@ -84,8 +84,8 @@ def fleet_of(cell: Cell, deployment: str) -> tuple[Policy, FleetSpec]:
     """The one place that knows how a deployment's text becomes a policy and a fleet.
 
     `colocated` and `colocated:POLICY` keep every request on one instance, the first with our policy. `static:P=3` has
-    three instances prefill for good. All else are policies with their tuning; `P` among it is how many instances begin
-    as prefilling ones, the rest decoding, and `P=half` half of them; without it all begin mixed.
+    three instances prefill for good. All else are policies with their tuning. `P` among it is how many instances begin
+    as prefilling ones (`half`: half of them), `M` how many as mixed ones; the rest decodes. Without both all are mixed.
     """
     profile = profiles.load_profile(loads.PROFILE)
     capacity = Capacity(profile.kv_tokens // BLOCK_TOKENS, BLOCK_TOKENS, SEQS_MAX, loads.KV_TOKEN_BYTES)
@@ -100,12 +100,19 @@ def fleet_of(cell: Cell, deployment: str) -> tuple[Policy, FleetSpec]:
     if name == COLOCATED:
         return replace(create(rest or OURS, PREFILL_TOKENS_MAX), binder=None, planner=None), fleet
     pairs = dict(pair.split("=") for pair in rest.split(",") if pair)
-    if (begin := pairs.pop("P", None)) is not None:
-        prefills = cell.instances // 2 if begin == "half" else int(begin)
-        fleet = replace(fleet, roles=(Role.PREFILL,) * prefills + (Role.DECODE,) * (cell.instances - prefills))
+    if {"P", "M"} & set(pairs):
+        fleet = replace(fleet, roles=_roles(cell.instances, pairs.pop("P", "0"), pairs.pop("M", "0")))
     tuning = ",".join(f"{key}={value}" for key, value in pairs.items())
     policy = POLICY_OF.get(name, name)
     return create(f"{policy}:{tuning}" if tuning else policy, PREFILL_TOKENS_MAX), fleet
+
+
+def _roles(instances: int, prefills: str, mixed: str) -> tuple[Role, ...]:
+    prefilling = instances // 2 if prefills == "half" else int(prefills)
+    decoding = instances - prefilling - int(mixed)
+    if decoding < 0:
+        raise ValueError(f"{instances} instances are not {prefilling} prefilling and {mixed} mixed ones")
+    return (Role.PREFILL,) * prefilling + (Role.MIXED,) * int(mixed) + (Role.DECODE,) * decoding
 
 
 def simulated(run: Run, traces: Path) -> dict[str, Any]:

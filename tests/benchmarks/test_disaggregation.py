@@ -165,8 +165,29 @@ def test_deployments_become_fleets() -> None:
     assert runs.fleet_of(CELL, "static:P=half")[1].roles == runs.fleet_of(CELL, "static:P=2")[1].roles
     assert runs.fleet_of(CELL, "colocated")[0].binder is None
     assert runs.fleet_of(CELL, "colocated:round_robin:chunk=512")[0].name == "round_robin"
+    roles = runs.fleet_of(CELL, "distserve:P=1,M=2")[1].roles
+    assert [role.value for role in roles] == ["prefill", "mixed", "mixed", "decode"]
+    with pytest.raises(ValueError, match="are not 3 prefilling and 2 mixed"):
+        runs.fleet_of(CELL, "distserve:P=3,M=2")
     with pytest.raises(ValueError, match="unknown policy"):
         runs.fleet_of(CELL, "nothing")
+
+
+def test_every_row_can_be_run() -> None:
+    for instances in disaggregation.INSTANCES:
+        cell = runs.Cell("st", 50, instances, 20)
+        for name in ("colocated", "static", "hyperflexis", *disaggregation.RIVALS):
+            texts = disaggregation.tries(name, instances)
+            assert texts
+            for text in texts:
+                policy, fleet = runs.fleet_of(cell, text)
+                assert len(fleet.roles) in (0, instances)
+                assert (policy.binder is not None) == runs.moves_kv(text)
+
+
+def test_tunings_stand_behind_the_beginning() -> None:
+    assert "polyserve:P=half,credit_spend_max=0.0,packs=false,chunk=8192" in disaggregation.begun("polyserve", "P=half")
+    assert disaggregation.begun("distserve", "P=half") == ("distserve:P=half",)
 
 
 def test_results_are_kept_by_what_they_follow_from(tmp_path: Path) -> None:
@@ -230,6 +251,14 @@ def test_the_page_tells_what_was_missed() -> None:
     text = page.page(found)
     assert "**Missed**: in 3 of 4 cells" in text
     assert "lowest 0.50 (st, Q 30, 4 instances, 20 GB/s)" in text
+
+
+def test_there_is_no_page_without_what_it_is_about() -> None:
+    found = results()
+    assert page.is_complete(found)
+    del found["cells"][0]["rows"]["static"]
+    assert not page.is_complete(found)
+    assert not page.is_complete({**found, "cells": []})
 
 
 def test_new_rows_join_those_that_were_there() -> None:
