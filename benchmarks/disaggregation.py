@@ -12,6 +12,7 @@ rivals' tunings are chosen so, too. Results are kept in build/disaggregation, so
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
@@ -25,6 +26,7 @@ from typing import Any, NamedTuple
 
 import disaggregation_loads as loads
 import disaggregation_page
+import disaggregation_search as search
 import record
 from disaggregation_runs import COLOCATED, KEPT, OURS, STATIC, Bench, Cell, moves_kv, source_hash
 from hyperflexis.cli import trace_files
@@ -67,6 +69,8 @@ class Group(NamedTuple):
     links_gb_s: tuple[int, ...]
     seeds: tuple[int, ...]
     rows: tuple[str, ...]
+    before: Mapping[int, Mapping[str, Any]]
+    """By links, the rows of an earlier run, to begin from."""
 
 
 def tries(row: str, instances: int) -> list[str]:
@@ -90,8 +94,9 @@ def searched(group: Group, traces: Path) -> dict[str, Any]:
             if row in last and not any(moves_kv(text) for text in texts):
                 found[row] = last[row]
                 continue
-            near = last.get(row) or found.get(STATIC) or found.get(COLOCATED) or {}
-            found[row] = _best(bench, row, texts, near)
+            before = group.before.get(link_gb_s, {}).get(row)
+            near = before or last.get(row) or found.get(STATIC) or found.get(COLOCATED) or {}
+            found[row] = _best(bench, row, texts, near, search.NEAR if before else search.FAR)
         last = {**last, **found}
         simulations, cpu_s = simulations + bench.fresh, cpu_s + bench.cpu_s
         cells.append({**asdict(cell), "rows": found})
@@ -99,21 +104,27 @@ def searched(group: Group, traces: Path) -> dict[str, Any]:
     return {"cells": cells, "took": took}
 
 
-def _best(bench: Bench, row: str, texts: Sequence[str], near: Mapping[str, Any]) -> dict[str, Any]:
+def _best(bench: Bench, row: str, texts: Sequence[str], near: Mapping[str, Any], stride: int) -> dict[str, Any]:
     """The best of a row's deployments, beginning with what was best in a similar cell."""
-    guess, first = near.get("step") or 0, near.get("deployment")
+    first, rps = near.get("deployment"), near.get("rps")
+    guess = search.step_of(rps / bench.cell.own_rps) if rps else 0
     if row == STATIC:
-        return bench.best_beside(texts, texts.index(first) if first in texts else 5 * len(texts) // 8, guess)
-    return bench.best_of(sorted(texts, key=lambda text: text != first), guess)
+        start = texts.index(first) if first in texts else 5 * len(texts) // 8
+        return bench.best_beside(texts, start, guess, stride)
+    return bench.best_of(sorted(texts, key=lambda text: text != first), guess, stride)
 
 
-def groups(options: argparse.Namespace) -> list[Group]:
-    return [
-        Group(load, quality, instances, tuple(options.link), tuple(options.seed), tuple(options.row))
-        for load in options.load
-        for instances in options.instances
-        for quality in options.quality
-    ]
+def groups(options: argparse.Namespace, before: Sequence[Mapping[str, Any]]) -> list[Group]:
+    found = []
+    for load, instances, quality in itertools.product(options.load, options.instances, options.quality):
+        own = [
+            cell for cell in before if (cell["load"], cell["instances"], cell["quality"]) == (load, instances, quality)
+        ]
+        rows = {cell["link_gb_s"]: cell["rows"] for cell in own}
+        found.append(
+            Group(load, quality, instances, tuple(options.link), tuple(options.seed), tuple(options.row), rows)
+        )
+    return found
 
 
 def head(options: argparse.Namespace) -> dict[str, Any]:
@@ -207,7 +218,7 @@ def main() -> int:
     report["fixed_share"] = {**before.get("fixed_share", {}), **report["fixed_share"]}
     began_s, simulations, cpu_s = time.monotonic(), 0, 0
     with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        started = {pool.submit(searched, group, traces.resolve()): group for group in groups(options)}
+        started = {pool.submit(searched, group, traces.resolve()): group for group in groups(options, report["cells"])}
         for future in as_completed(started):
             group, found = started[future], future.result()
             simulations, cpu_s = simulations + found["took"]["simulations"], cpu_s + found["took"]["cpu_seconds"]

@@ -134,7 +134,7 @@ AZURE_BEGINS_S = (20.0, 730.0, 1440.0)
 LOADS: dict[str, Load] = {
     each.name: each
     for each in (
-        Load("st", "steady", 8.0, phases=({CODE: 0.34, CHAT: 0.66},), phase_s=120.0),
+        Load("st", "steady", 8.0, phases=({CODE: 0.34, CHAT: 0.66},), phase_s=100.0),
         Load("az", "recorded bursts", 7.0, 0.9, begins_s=AZURE_BEGINS_S, window_s=640.0),
         Load("lo", "long prompts", 2.6, begins_s=AZURE_BEGINS_S, window_s=400.0),
         Load(

@@ -186,17 +186,15 @@ class Bench:
                 return False
         return True
 
-    def capacity(self, deployment: str, guess: int = 0) -> dict[str, Any]:
-        """The highest rate that is borne, in requests per second, and what was seen at the step below it."""
-        return self.measured(deployment, search.highest(functools.partial(self.is_borne, deployment), guess))
+    def best_of(self, deployments: Sequence[str], guess: int = 0, stride: int = search.FAR) -> dict[str, Any]:
+        """The capacity, in requests per second, of the deployment that bears most, and what was seen just below it."""
+        return self.measured(*search.best_of(deployments, self.is_borne, guess, stride))
 
-    def best_of(self, deployments: Sequence[str], guess: int = 0) -> dict[str, Any]:
-        """The capacity of the deployment that bears most."""
-        return self.measured(*search.best_of(deployments, self.is_borne, guess))
-
-    def best_beside(self, deployments: Sequence[str], start: int, guess: int = 0) -> dict[str, Any]:
+    def best_beside(
+        self, deployments: Sequence[str], start: int, guess: int = 0, stride: int = search.FAR
+    ) -> dict[str, Any]:
         """As `best_of`, of deployments that get better up to one of them, and worse behind it."""
-        return self.measured(*search.climb(deployments, start, self.is_borne, guess))
+        return self.measured(*search.climb(deployments, start, self.is_borne, guess, stride))
 
     def measured(self, deployment: str, step: int | None) -> dict[str, Any]:
         """A capacity whose step is known."""

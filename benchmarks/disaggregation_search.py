@@ -7,13 +7,14 @@ simulated.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
 GRID = 1.03
 """A rate over the one below it: what the search is exact to."""
-STRIDE = 2
-"""Grid steps from the guess to the rate that is tried next; doubled until the crossing is passed."""
+NEAR, FAR = 1, 2
+"""Grid steps from a good guess, or from any, to the rate that is tried next; doubled until the crossing is passed."""
 STEPS_MAX = 80
 """Rates beyond so many steps from the load's own are not tried: a tenth of it, and ten times it."""
 ROUNDING = 1e-9
@@ -28,11 +29,16 @@ def factor(step: float) -> float:
     return float(GRID**step)
 
 
-def highest(is_borne: IsBorne, guess: int) -> int | None:
+def step_of(multiple: float) -> int:
+    """The highest grid step whose rate is no higher."""
+    return math.floor(math.log(multiple) / math.log(GRID) + ROUNDING)
+
+
+def highest(is_borne: IsBorne, guess: int, stride: int = FAR) -> int | None:
     """The highest step that is borne, if each step below a borne one is, too; None where none is."""
     guess = max(-STEPS_MAX, min(STEPS_MAX, guess))
     up = is_borne(guess)
-    reached, stride = guess, STRIDE
+    reached = guess
     while abs(ahead := reached + (stride if up else -stride)) <= STEPS_MAX and is_borne(ahead) == up:
         reached, stride = ahead, 2 * stride
     low, high = (reached, ahead) if up else (ahead, reached)
@@ -57,9 +63,11 @@ def crossing(attainment: Attainment, least: float, step: int | None) -> float:
     return factor(step + min(1.0, max(0.0, share)))
 
 
-def best_of(names: Sequence[str], is_borne: Callable[[str, int], bool], guess: int) -> tuple[str, int | None]:
+def best_of(
+    names: Sequence[str], is_borne: Callable[[str, int], bool], guess: int, stride: int = FAR
+) -> tuple[str, int | None]:
     """The name with the highest step, the first among equals, and that step. Only the best is searched to the end."""
-    best, reached = names[0], highest(partial(is_borne, names[0]), guess)
+    best, reached = names[0], highest(partial(is_borne, names[0]), guess, stride)
     for name in names[1:]:
         above = -STEPS_MAX if reached is None else reached + 1
         if reached is not None and not is_borne(name, above):
@@ -70,9 +78,11 @@ def best_of(names: Sequence[str], is_borne: Callable[[str, int], bool], guess: i
     return best, reached
 
 
-def climb(names: Sequence[str], start: int, is_borne: Callable[[str, int], bool], guess: int) -> tuple[str, int | None]:
+def climb(
+    names: Sequence[str], start: int, is_borne: Callable[[str, int], bool], guess: int, stride: int = FAR
+) -> tuple[str, int | None]:
     """As `best_of`, for names in an order in which they get better up to the best and worse behind it."""
-    best, reached = start, highest(partial(is_borne, names[start]), guess)
+    best, reached = start, highest(partial(is_borne, names[start]), guess, stride)
     for way in (1, -1):
         while 0 <= best + way < len(names):
             name = names[best + way]

@@ -29,10 +29,10 @@ needs_traces = pytest.mark.skipif(TRACES is None, reason=f"{trace_files.TRACES_E
 # Search.
 
 
-@given(limit=STEPS, guess=STEPS)
-def test_the_highest_step_that_is_borne_is_found_from_anywhere(limit: int, guess: int) -> None:
+@given(limit=STEPS, guess=STEPS, stride=st.sampled_from([search.NEAR, search.FAR]))
+def test_the_highest_step_that_is_borne_is_found_from_anywhere(limit: int, guess: int, stride: int) -> None:
     tried: list[int] = []
-    assert search.highest(lambda step: tried.append(step) or step <= limit, guess) == limit
+    assert search.highest(lambda step: tried.append(step) or step <= limit, guess, stride) == limit
     assert all(abs(step) <= search.STEPS_MAX for step in tried)
     assert len(tried) == len(set(tried))
 
@@ -47,6 +47,14 @@ def test_a_search_that_begins_near_takes_few_rates() -> None:
     tried: list[int] = []
     search.highest(lambda step: tried.append(step) or step <= 7, 6)
     assert len(tried) <= 4
+    tried.clear()
+    search.highest(lambda step: tried.append(step) or step <= 7, 7, search.NEAR)
+    assert tried == [7, 8]
+
+
+@given(step=STEPS, share=st.floats(0.0, 0.99))
+def test_a_rate_is_told_by_the_step_below_it(step: int, share: float) -> None:
+    assert search.step_of(search.factor(step + share)) == step
 
 
 @given(threshold=st.floats(0.2, 5.0), guess=st.integers(-20, 20), slope=st.floats(0.2, 5.0))
