@@ -109,7 +109,7 @@ def _best(bench: Bench, row: str, texts: Sequence[str], near: Mapping[str, Any],
     first, rps = near.get("deployment"), near.get("rps")
     guess = search.step_of(rps / bench.cell.own_rps) if rps else 0
     if row == STATIC:
-        start = texts.index(first) if first in texts else 5 * len(texts) // 8
+        start = texts.index(first) if first in texts else bench.likeliest(texts, guess)
         return bench.best_beside(texts, start, guess, stride)
     return bench.best_of(sorted(texts, key=lambda text: text != first), guess, stride)
 

@@ -196,6 +196,11 @@ class Bench:
         """As `best_of`, of deployments that get better up to one of them, and worse behind it."""
         return self.measured(*search.climb(deployments, start, self.is_borne, guess, stride))
 
+    def likeliest(self, deployments: Sequence[str], step: int) -> int:
+        """The index of the deployment that keeps most at one rate, under one seed: where to begin to look."""
+        kept = [self.point(text, step, self.seeds[0])["attainment"] for text in deployments]
+        return kept.index(max(kept))
+
     def measured(self, deployment: str, step: int | None) -> dict[str, Any]:
         """A capacity whose step is known."""
         least = LOADS[self.cell.load].attainment_min
