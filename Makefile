@@ -12,7 +12,7 @@ TESTS ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check bench bench-scheduling format constraints clean
+.PHONY: help setup serve test check bench bench-scheduling bench-disaggregation format constraints clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -45,6 +45,9 @@ bench-scheduling: setup ## Compare all policies on all scenarios (hours; TRACES:
 	$(BIN)/python benchmarks/scheduling.py $(if $(TRACES),--traces $(TRACES)) $(ARGS)
 	$(if $(findstring --quick,$(ARGS)),,$(BIN)/python benchmarks/bound.py $(if $(TRACES),--traces $(TRACES)) --capacity --json benchmarks/results/bound.json)
 	$(if $(findstring --quick,$(ARGS)),,$(BIN)/python benchmarks/scheduling_page.py)
+
+bench-disaggregation: setup ## Compare prefill and decode together and apart (hours; TRACES: their folder; ARGS=--quick: minutes) and write the page
+	$(BIN)/python benchmarks/disaggregation.py $(if $(TRACES),--traces $(TRACES)) $(ARGS)
 
 format: setup ## Format the code and mend what the linter can
 	$(BIN)/ruff format .
