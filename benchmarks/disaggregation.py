@@ -30,7 +30,7 @@ import disaggregation_search as search
 import record
 from disaggregation_runs import COLOCATED, KEPT, OURS, STATIC, Bench, Cell, moves_kv, source_hash
 from hyperflexis.cli import trace_files
-from hyperflexis.policies import POLICIES, tunings
+from hyperflexis.policies import tunings
 from hyperflexis.sim import profiles
 
 RESULTS = record.REPOSITORY / "benchmarks" / "results" / "disaggregation.json"
@@ -46,14 +46,14 @@ def begun(name: str, beginning: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-SETTING = f"{OURS}:roles=planned"
+SETTING = f"{OURS}:P=half,roles=planned"
 """Ours: one for all cells."""
-PUBLISHED = ("arrow", "splitwise", "dynamo", "tokenscale", "taichi")
-"""Policies that part prefill from decode, of which each begins with half of the fleet; those that there are."""
+PUBLISHED = ("arrow", "splitwise", "llumnix_pd", "taichi", "tokenscale", "dynamo_pd")
+"""Policies that part prefill from decode, of which each begins with half of the fleet."""
 RIVALS: dict[str, tuple[str, ...]] = {
     "chunked": tuple(f"{COLOCATED}:round_robin:chunk={chunk}" for chunk in (512, 2048)),
     "half": (f"{STATIC}:P=half",),
-    **{name: begun(name, "P=half") for name in PUBLISHED if name in POLICIES},
+    **{name: begun(name, "P=half") for name in PUBLISHED},
 }
 """By row, what is tried of it: stock engines that take turns, a split that is not chosen, published systems tuned."""
 JOBS_MAX = 2

@@ -89,6 +89,9 @@ class GrowthPlanner:
 
     def plan(self, cluster: Cluster, now: float) -> list[RoleChange]:
         ready = cluster.ready
+        decoding = [instance for instance in ready if instance.role is Role.DECODE]
+        if decoding:  # Whoever decodes helps with prefills that would be late otherwise: that is the mixed role.
+            return [RoleChange(instance, Role.MIXED, Reason(Why.BALANCES)) for instance in decoding]
         demand = self._demand(cluster, now)
         if len(ready) < 2 or demand is None:
             return []
