@@ -18,6 +18,7 @@ from hyperflexis.engine.config import ModelConfig  # noqa: E402
 from hyperflexis.engine.kv import KvPool  # noqa: E402
 from hyperflexis.transfer.memory import SharedMemory  # noqa: E402
 from hyperflexis.transfer.receiver import Receiver  # noqa: E402
+from hyperflexis.transfer.source import Source  # noqa: E402
 
 BLOCKS, BLOCK_TOKENS = 40, 4
 
@@ -58,7 +59,7 @@ class End:
 
 @contextmanager
 def two(**options: object) -> Iterator[tuple[End, End]]:
-    source, target = End(), End(**options)
+    source, target = End(source=Source()), End(**options)
     source.pool.data.copy_(torch.randn(source.pool.data.shape))
     try:
         yield source, target
