@@ -306,8 +306,7 @@ def storm(number: int, counts: Counter[str]) -> Callable[[], object]:
     )
 
     async def weather() -> None:
-        # Where a small pool is full of what was handed off, what was bound early may wait for its last block for ever.
-        blocks = 200 if PREFILL in roles else chance.choice([14, 30, 200])
+        blocks = chance.choice([14, 30, 200])
         with world_of(*roles, ways=ways, blocks=blocks, seqs_max=chance.choice([2, 5, 16])) as world:
             await world.ready()
             losses = chance.choice([0, 0, 1, 3])
