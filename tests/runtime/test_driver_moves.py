@@ -333,7 +333,7 @@ def storm(number: int, counts: Counter[str]) -> Callable[[], object]:
     return weather
 
 
-@pytest.mark.parametrize("worlds", [60, pytest.param(600, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
+@pytest.mark.parametrize("worlds", [40, pytest.param(300, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
 def test_storm_loses_and_doubles_nothing(worlds: int) -> None:
     counts: Counter[str] = Counter()
 
