@@ -309,8 +309,12 @@ class ControlPlane:
         instance.observe_step(event.shape, event.duration_s, now)
         for request in instance.outgrown():
             instance.replan(request, request.prompt_tokens + self.cluster.expected_tokens(request))
-        if not self._moves:
-            return []
+        return self._after_moves(instance, event, unwanted, now) if self._moves else []
+
+    def _after_moves(
+        self, instance: Instance, event: InstanceReported, unwanted: Sequence[int], now: float
+    ) -> list[Command]:
+        """Take what a report says of moves, and go on with them."""
         instance.rules_in_force = max(instance.rules_in_force, event.rules_version)
         for request_id in event.suspended:
             self._stand(instance, request_id, now)

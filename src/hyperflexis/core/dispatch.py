@@ -36,6 +36,8 @@ send everything to the one that measured itself a little faster."""
 FEW = 8
 """Up to so many instances are scored one by one, which is then quicker than all at once."""
 CHUNK_BOUNDS = (64, 8192)
+CONVERTS_BELOW = 0.8
+"""An instance that decodes for others prefills only if its steps would stay below this share of its strictest pace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +166,11 @@ def _converted(request: Request, placement: Placement, cluster: Cluster, expecte
     """
     others = [other for other in cluster.ready if other.role is not Role.PREFILL]
     found = [(estimate(request, other, expected_tokens, now), other) for other in others]
-    feasible = [(each.ttft_s, other.id, other, each) for each, other in found if is_feasible(request, each)]
+    feasible = [
+        (each.ttft_s, other.id, other, each)
+        for each, other in found
+        if each.peak_step_s <= CONVERTS_BELOW * each.strictest_pace_s and is_feasible(request, each)
+    ]
     if not feasible:
         return placement
     _, _, instance, predicted = min(feasible)

@@ -27,6 +27,9 @@ from hyperflexis.core.commands import Reason, Why
 from hyperflexis.core.demand import Demand
 from hyperflexis.core.instance import Instance, Role
 
+KNOWN_S = 5.0
+"""Demand has to be seen for so long before anything follows from it."""
+
 
 @dataclass(frozen=True, slots=True)
 class RoleChange:
@@ -69,13 +72,13 @@ class PlannerRules:
     together_share: float = 0.7
     """e: what is left of time that prefills and decodes share."""
     kv_share: float = 0.9
-    way_share: float = 0.4
+    way_share: float = 0.5
     near: float = 1.3
     """Nothing changes while demand could grow by more than this."""
-    gain: float = 1.05
+    gain: float = 1.12
     """Nor for less than this much more room to grow."""
     dwell_s: float = 5.0
-    windows_s: tuple[float, float] = (10.0, 30.0)
+    windows_s: tuple[float, float] = (30.0, 60.0)
     """Demand is the larger of the means over these. What waits is not added: much of it may wait, and a ratio that
     follows queues starves the other role (measured: up to 20 points)."""
 
@@ -120,7 +123,7 @@ class GrowthPlanner:
         found = Demand()
         for window_s in self._rules.windows_s:
             since_s, before = next(entry for entry in seen if entry[0] >= now - window_s)
-            if now - since_s < 0.5 * self._rules.windows_s[0]:
+            if now - since_s < KNOWN_S:
                 return None
             found = found.most(cluster.demand.rate(before, now - since_s))
         return found
