@@ -523,6 +523,8 @@ class World:
             if not (self.asked or self.moving or any(self.to_end.values()) or any(self.to_driver.values())):
                 break
             self.settle()
+        self.settle()  # What nobody waits for any more is still to be answered.
+        self.settle()
         assert not self.asked, f"never ended: {self.asked}"
         assert not self.moving
         for end in self.ends.values():

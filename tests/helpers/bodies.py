@@ -30,6 +30,7 @@ def copy_of(one: Sequence) -> Sequence:
         expected_tokens=one.expected_tokens,
         hashes=[] if one.tokens else list(one.hashes),
         priority=one.priority,
+        stop_ids=one.stop_ids,
         first_token_s=one.first_token_s,
         reuses_prefix=one.reuses_prefix,
     )
