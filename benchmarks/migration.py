@@ -7,7 +7,7 @@ with a prompt of so many tokens decodes, and is sent there and back again, each 
 is the gap, as its client hears it, between the last token of one instance and the first of the other, less the median
 gap of the same request while it does not move: what remains of the copy, of the words about it, and of waiting for the
 other's step. `beside` more requests decode on each of the two meanwhile. `prefill` is what computing the context anew
-takes, which a request that cannot be moved would wait for.
+takes, which a request that cannot be moved would wait for. `neighbours` are gaps of those others while it moves.
 """
 
 from __future__ import annotations
@@ -150,7 +150,14 @@ class Fleet:
             self.driver.cancel(each)
         await asyncio.sleep(0.2)
         arrivals = self.control.seen.pop(ticket)
+        gaps = [
+            after - before
+            for _, other in others
+            for before, after in itertools.pairwise(other.heard_s)
+            if client.heard_s[0] < before and after < client.heard_s[-1]
+        ]
         return {
+            "neighbours_s": gaps,
             "prefill_s": client.heard_s[0] - begin_s,
             "pauses_s": client.pauses_s(),
             "copied_s": [arrival.copied_s for arrival in arrivals],
@@ -167,6 +174,13 @@ def stretched_model(directory: Path) -> Path:
     return directory
 
 
+def gap_spread(gaps_s: list[float]) -> dict[str, float]:
+    if not gaps_s:
+        return {}
+    ordered = sorted(1e3 * gap for gap in gaps_s)
+    return {"p50": statistics.median(ordered), "p99": ordered[int(0.99 * len(ordered))], "max": ordered[-1]}
+
+
 def row(runs: list[dict[str, Any]]) -> dict[str, Any]:
     pauses_ms = sorted(1e3 * pause for run in runs for pause in run["pauses_s"])
     return {
@@ -177,6 +191,7 @@ def row(runs: list[dict[str, Any]]) -> dict[str, Any]:
             "max": pauses_ms[-1],
         },
         "copied_ms": 1e3 * statistics.median(seconds for run in runs for seconds in run["copied_s"]),
+        "neighbours_ms": gap_spread([gap for run in runs for gap in run["neighbours_s"]]),
         "prefill_ms": 1e3 * statistics.median(run["prefill_s"] for run in runs),
     }
 
@@ -215,6 +230,8 @@ def main() -> int:
             f"{name:26} pause p50 {pause['p50']:6.1f} ms  p99 {pause['p99']:6.1f}  max {pause['max']:6.1f}  "
             f"copies {found['copied_ms']:6.1f} ms  prefill {found['prefill_ms']:7.1f} ms"
         )
+        if spread := found["neighbours_ms"]:
+            print(f"{'':26} gaps of those beside it: p50 {spread['p50']:.1f} ms, p99 {spread['p99']:.1f}")
     missed = [name for name, found in table.items() if "_0_" in name and found["pause_ms"]["p50"] > LIMITS["pause_ms"]]
     report = {"machine": record.machine("torch", "hyperflexis"), "table": table, "limits": LIMITS, "missed": missed}
     record.write(options.json, report)

@@ -114,6 +114,7 @@ def test_sequence_is_taken_in() -> None:
     end.order(take_in())
     assert end.said() == [Called(Call(1, 1))]
     end.hear(LAST)
+    heard_s = end.now
     ((pull, peer),) = end.body.pulls
     assert (peer, list(pull.source_blocks), pull.tokens) == (PEER, [20, 21, 22], 10)
     assert end.step().arrived == []
@@ -126,7 +127,7 @@ def test_sequence_is_taken_in() -> None:
     assert (report.requests, report.steps) == ([1], 2)
     sequence = end.stepping.scheduler.find(1)
     assert sequence is not None
-    assert sequence.first_token_s == 100.0 + 0.01 - 0.5
+    assert sequence.first_token_s == heard_s - 0.5, "its pace begins with its first token, not with its arrival"
 
 
 def test_first_token_is_as_old_as_the_order_says_where_it_says() -> None:

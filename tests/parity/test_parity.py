@@ -11,10 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.builders import A100_14B, H100_8B
-from hyperflexis.core.commands import Cancel, Conclude, Dispatch, Hold, Launch, Reject
+from hyperflexis.core.commands import Cancel, Conclude, Dispatch, Hold, Launch, Migrate, Reject
+from hyperflexis.core.instance import Role
 from hyperflexis.core.latency import LatencyModel
 from hyperflexis.policies import POLICIES
 from parity.two_bodies import CLASSES, Ask, World, check_parity, through
+
+PREFILL, DECODE, MIXED = Role.PREFILL, Role.DECODE, Role.MIXED
 
 
 def slower(model: LatencyModel, share: float) -> LatencyModel:
@@ -132,3 +135,23 @@ def test_any_workload_with_losses(
     words: list[tuple[float, int, int, int, str, float | None]], losses_s: list[float], startup_s: float
 ) -> None:
     check_parity(asks_of(words), through(TIGHT, losses_s=tuple(sorted(losses_s)), startup_s=startup_s))
+
+
+# Requests that move.
+
+
+@pytest.mark.parametrize("losses_s", [(), (1.0, 2.5)], ids=["calm", "losses"])
+@pytest.mark.parametrize("roles", [(PREFILL, DECODE), (PREFILL, DECODE, DECODE), (PREFILL, MIXED, DECODE)])
+def test_requests_are_handed_off(roles: tuple[Role, ...], losses_s: tuple[float, ...]) -> None:
+    world = through(
+        WORLD, policy="distserve", instances=len(roles), roles=roles, losses_s=losses_s, startup_s=0.3 * bool(losses_s)
+    )
+    commands = check_parity(drawn(9, 160, 30.0, leave=0.2), world)
+    assert sum(isinstance(command, Migrate) for _, command in commands) > 50
+
+
+@given(words=ASKS, roles=st.sampled_from([(PREFILL, DECODE), (PREFILL, PREFILL, DECODE), (MIXED, DECODE)]))
+def test_any_workload_is_handed_off(
+    words: list[tuple[float, int, int, int, str, float | None]], roles: tuple[Role, ...]
+) -> None:
+    check_parity(asks_of(words), through(WORLD, policy="distserve", instances=len(roles), roles=roles))

@@ -242,9 +242,8 @@ class _Live:
         self._asks = asks
         self._next = 0
         self._clients: list[_Client] = []
-        control = _Recording(
-            create(world.policy, PREFILL_TOKENS_MAX), FixedFleet(world.instances, world.roles), 10_000_000
-        )
+        fleet = FixedFleet(world.instances, world.roles)
+        control = _Recording(create(world.policy, PREFILL_TOKENS_MAX), fleet, 10_000_000)
         control.journal = journal
         self._launcher = _Launcher(world, asks)
         self._driver = Driver(control, self._launcher, BLOCK_TOKENS, clock=self._loop.time)

@@ -306,8 +306,7 @@ def storm(number: int, counts: Counter[str]) -> Callable[[], object]:
     )
 
     async def weather() -> None:
-        # Where a small pool is full of what was handed off, what was bound early may wait for its last block for ever.
-        blocks = 200 if PREFILL in roles else chance.choice([14, 30, 200])
+        blocks = chance.choice([14, 30, 200])
         with world_of(*roles, ways=ways, blocks=blocks, seqs_max=chance.choice([2, 5, 16])) as world:
             await world.ready()
             losses = chance.choice([0, 0, 1, 3])
@@ -334,7 +333,7 @@ def storm(number: int, counts: Counter[str]) -> Callable[[], object]:
     return weather
 
 
-@pytest.mark.parametrize("worlds", [60, pytest.param(600, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
+@pytest.mark.parametrize("worlds", [40, pytest.param(300, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
 def test_storm_loses_and_doubles_nothing(worlds: int) -> None:
     counts: Counter[str] = Counter()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -13,7 +14,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hyperflexis.wire.framing import FRAME_BYTES_MAX, BlockingChannel, Frames, WireError, frame
-from hyperflexis.wire.messages import Configure, FromInstance, Ready, Sampling, Shutdown, Submit, ToInstance, Work
+from hyperflexis.wire.messages import (
+    Configure,
+    FromInstance,
+    FromPeer,
+    Ready,
+    Sampling,
+    Shutdown,
+    Stay,
+    Submit,
+    TakeIn,
+    ToInstance,
+    Work,
+)
 
 SUBMITS = st.builds(
     Submit,
@@ -28,6 +41,9 @@ MESSAGES = st.one_of(
     st.builds(Work, submits=st.lists(SUBMITS, max_size=3), cancels=st.lists(st.integers(0, 2**40), max_size=3)),
     st.builds(Configure, rules=st.dictionaries(st.text(max_size=5), st.one_of(st.text(), st.integers(0, 99)))),
     st.just(Shutdown()),
+    st.builds(FromPeer, peer=st.integers(0, 99), payload=st.binary(max_size=30)),
+    st.builds(TakeIn, submit=SUBMITS, source=st.integers(0, 99), move=st.integers(0, 99), tokens=st.just(1)),
+    st.builds(Stay, request=st.integers(0, 99), move=st.one_of(st.none(), st.integers(0, 99))),
 )
 
 
@@ -133,6 +149,31 @@ def test_waiting_for_ever_ends_with_the_first_message(pair: tuple[socket.socket,
     sender.start()
     assert channel.receive(timeout_s=None) == [Shutdown()]
     sender.join()
+
+
+@pytest.fixture
+def alarm() -> Iterator[int]:
+    descriptor = os.eventfd(0, os.EFD_NONBLOCK)
+    yield descriptor
+    os.close(descriptor)
+
+
+def test_waiting_ends_with_a_descriptor_to_wake_on(pair: tuple[socket.socket, socket.socket], alarm: int) -> None:
+    channel: BlockingChannel[ToInstance] = BlockingChannel(pair[0], ToInstance)
+    channel.wake_on(alarm)
+    waker = threading.Timer(0.02, os.eventfd_write, [alarm, 1])
+    waker.start()
+    assert channel.receive(timeout_s=None) == []
+    waker.join()
+    assert channel.receive(timeout_s=None) == [], "it was not looked at yet"
+    pair[1].sendall(frame(Shutdown()))
+    assert channel.receive(timeout_s=None) == [Shutdown()], "what has come is not held back"
+    os.eventfd_read(alarm)
+    assert channel.receive(timeout_s=0.01) == []
+    pair[1].close()
+    os.eventfd_write(alarm, 1)
+    with pytest.raises(EOFError, match="closed"):
+        channel.receive(timeout_s=5)
 
 
 def test_half_a_message_is_kept_for_its_other_half(pair: tuple[socket.socket, socket.socket]) -> None:

@@ -110,6 +110,8 @@ class _Taking:
     heard_s: float
     """When it was ordered, which is what the order's durations refer to."""
     parting: Parting | None = None
+    parted_s: float = 0.0
+    """When that was heard, which is what its duration refers to."""
     copying: Pull | None = None
     heard: deque[Answered] = field(default_factory=deque)
     """While something was being copied."""
@@ -228,10 +230,11 @@ class Moves:
             self._take(taking, taking.heard.popleft(), now)
 
     def _take(self, taking: _Taking, answered: Answered, now: float) -> None:
+        if answered.parting is not None and taking.parting is None:
+            taking.parting, taking.parted_s = answered.parting, now
         if taking.copying is not None:
             taking.heard.append(answered)
             return
-        taking.parting = answered.parting
         self._do(self._taker.take(answered.answer), now)
 
     def _do(self, step: TakerStep | None, now: float) -> None:
@@ -254,7 +257,7 @@ class Moves:
         assert parting is not None, f"request {step.request_id} came without a word"
         sequence = sequence_of(msgspec.structs.replace(submit, emitted=parting.emitted), taking.heard_s)
         if sequence.first_token_s is None and parting.first_token_age_s is not None:
-            sequence.first_token_s = now - parting.first_token_age_s
+            sequence.first_token_s = taking.parted_s - parting.first_token_age_s
         self._scheduler.adopt(sequence, step.computed, now)
         state = SequenceState(submit.prompt, parting.emitted, submit.sampling, parting.prompt_logprobs)
         self._body.adopt(step.request_id, state)

@@ -37,6 +37,7 @@ class Why(Enum):
     EVACUATES = "its instance is to hold nothing"
     DEFRAGMENTS = "makes room for a large prompt"
     BALANCES = "more prefill is needed, or less"
+    DRAINED = "it holds nothing any more, and was to end"
     MEMBERSHIP = "instances may take from each other"
     ENDED = "the last token is out"
 
@@ -114,6 +115,8 @@ class Migrate(NamedTuple):
     """The number of this attempt."""
     reason: Reason
     expected_tokens: int = 0
+    recomputes: bool = False
+    """Its KV is to be computed anew there, and not copied."""
 
 
 class Abandon(NamedTuple):
@@ -144,6 +147,13 @@ class AssignRole(NamedTuple):
     reason: Reason
 
 
+class Stop(NamedTuple):
+    """End the instance, which holds nothing any more."""
+
+    instance_id: int
+    reason: Reason
+
+
 class Link(NamedTuple):
     """Let the target take what the source has, from now on and without delay."""
 
@@ -162,4 +172,6 @@ class Unlink(NamedTuple):
     reason: Reason
 
 
-Command = Dispatch | Hold | Reject | Cancel | Conclude | Launch | Migrate | Abandon | Stay | AssignRole | Link | Unlink
+Command = (
+    Dispatch | Hold | Reject | Cancel | Conclude | Launch | Migrate | Abandon | Stay | AssignRole | Link | Unlink | Stop
+)

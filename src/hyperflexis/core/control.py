@@ -24,12 +24,14 @@ from hyperflexis.core.commands import (
     Launch,
     Reason,
     Reject,
+    Stop,
     Why,
 )
 from hyperflexis.core.dispatch import Dispatcher, Placement
 from hyperflexis.core.events import (
     Arrival,
     Event,
+    InstanceDrained,
     InstanceLost,
     InstanceReady,
     InstanceReported,
@@ -44,6 +46,7 @@ from hyperflexis.core.events import (
 from hyperflexis.core.instance import Instance, InstanceState, InstanceStep, Role
 from hyperflexis.core.links import Links
 from hyperflexis.core.migration import Migration, Migrations
+from hyperflexis.core.relief import Move, Relief
 from hyperflexis.core.request import ON_INSTANCE, Request, RequestState, RequestStep
 from hyperflexis.core.roles import RoleChange, RolePlanner
 from hyperflexis.core.step import StepRules
@@ -76,6 +79,8 @@ class Policy:
     """Which instance decodes what another has prefilled; without one, that one does."""
     planner: RolePlanner | None = None
     """What changes roles; without one they stay."""
+    relief: Relief | None = None
+    """What moves running requests; without one they stay until their instance dies."""
 
     def rules_of(self, role: Role) -> StepRules:
         rules = self.role_rules.get(role, self.rules)
@@ -117,6 +122,7 @@ class ControlPlane:
             RequestFinished: self._on_finished,
             InstanceReady: self._on_ready,
             InstanceReported: self._on_reported,
+            InstanceDrained: self._on_drained,
             InstanceLost: self._on_lost,
             TransferFailed: self._on_transfer_failed,
             Linked: self._on_linked,
@@ -141,7 +147,7 @@ class ControlPlane:
     @property
     def _moves(self) -> bool:
         """Whether requests may go from one instance to another."""
-        return self.policy.binder is not None
+        return self.policy.binder is not None or self.policy.relief is not None
 
     def is_startable(self) -> bool:
         """False once launching has been given up."""
@@ -310,7 +316,10 @@ class ControlPlane:
         for request_id in event.suspended:
             self._stand(instance, request_id, now)
         commands: list[Command] = [Cancel(i, instance.id, Reason(Why.CLIENT_LEFT)) for i in unwanted]
-        return [*commands, *self._bind_early(instance, event.started, now), *self._bind(now)]
+        commands += self._bind_early(instance, event.started, now)
+        if event.arrived and self.policy.relief is not None:
+            commands += self._perform(self.policy.relief.evacuate(self.cluster, self.migrations), now)
+        return [*commands, *self._bind(now)]
 
     def _waiting_at(self, instance: Instance, request_id: int) -> Request | None:
         """Find a request that waits there; None if it was cancelled, or moved on, while the step ran."""
@@ -475,10 +484,48 @@ class ControlPlane:
             return commands
         self._tick_s = now
         commands += self.links.retry(now)
+        commands += self._relieve(now)
         if self.policy.planner is not None:
             for change in self.policy.planner.plan(self.cluster, now):
                 commands += self._change_role(change, now)
-        return [*commands, *self._bind(now)]
+        return [*commands, *self._bind(now), *self._stop(now)]
+
+    def _relieve(self, now: float) -> list[Command]:
+        """Move what should not stay where it is, and end what holds nothing any more."""
+        if self.policy.relief is None:
+            return []
+        return self._perform(self.policy.relief.plan(self.cluster, self.migrations), now)
+
+    def _perform(self, moves: Sequence[Move], now: float) -> list[Command]:
+        return [self._migrate(request, target, reason, now) for request, target, reason in moves]
+
+    def _on_drained(self, event: InstanceDrained, now: float) -> list[Command]:
+        """Take an instance out of service: what it has leaves it, or ends there."""
+        instance = self.cluster.instances.get(event.instance_id)
+        if instance is None or instance.state is not InstanceState.READY:
+            return []
+        instance.step(InstanceStep.DRAIN)
+        self.cluster.note_ready()
+        stay = [request for request in instance.standing.values() if request.id in self._handed_off]
+        for request in stay:
+            del self._handed_off[request.id]
+        return [
+            *(self.migrations.stay(request, Why.EVACUATES) for request in stay),
+            *self._relieve(now),
+            *self._stop(now),
+        ]
+
+    def _stop(self, now: float) -> list[Command]:
+        """End those that were to end and hold nothing; others take their places."""
+        commands: list[Command] = []
+        for instance in list(self.cluster.instances.values()):
+            is_bare = not (instance.waiting or instance.decoding or instance.standing or instance.arriving)
+            if instance.state is InstanceState.DRAINING and is_bare:
+                commands += self.links.disconnect(instance.id)
+                instance.step(InstanceStep.STOP)
+                del self.cluster.instances[instance.id]
+                commands.append(Stop(instance.id, Reason(Why.DRAINED)))
+        return [*commands, *self._launch_missing(now)] if commands else []
 
     def _change_role(self, change: RoleChange, now: float) -> list[Command]:
         """Relabel an instance. What it has stays and ends there, but for what only waits to decode elsewhere."""

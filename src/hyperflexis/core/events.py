@@ -85,6 +85,12 @@ class InstanceReported(NamedTuple):
     """Which of the rules that were assigned are in force."""
 
 
+class InstanceDrained(NamedTuple):
+    """An instance is to take no new work, give away what it has, and end."""
+
+    instance_id: int
+
+
 class InstanceLost(NamedTuple):
     """An instance is gone, or never came."""
 
@@ -127,6 +133,7 @@ Event = (
     | RequestFinished
     | InstanceReady
     | InstanceReported
+    | InstanceDrained
     | InstanceLost
     | TransferFailed
     | Linked

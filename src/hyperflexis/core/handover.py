@@ -45,6 +45,8 @@ class Call(NamedTuple):
     """What a block takes to be copied, as far as the taker knows."""
     at_first_token: bool = False
     """The sequence is handed off: it stands still with its first token, and not before."""
+    recomputes: bool = False
+    """Nothing is to be copied: that would take longer than to compute it anew."""
 
 
 class Answer(NamedTuple):
@@ -146,6 +148,8 @@ class Giver:
         held = self._scheduler.held(call.request_id, call.since)
         if held is None or call.tenure not in {NOWHERE, held.tenure}:
             return Answer(call.request_id, call.move, 0, 0, (), 0, NOWHERE, is_last=False)
+        if call.recomputes:
+            return self._bare(call, held, may_stop=may_stop)
         if call.request_id in self._scheduler.moves.suspended:
             return self._last(call.request_id, call.move, held)
         sequence = self._scheduler.find(call.request_id)
@@ -166,6 +170,15 @@ class Giver:
         settled = held.settled(block_tokens)
         tokens = until * block_tokens
         return Answer(call.request_id, call.move, call.since, until, settled, tokens, held.tenure, is_last=False)
+
+    def _bare(self, call: Call, held: Held, *, may_stop: bool) -> Answer | None:
+        """The last answer, without a block, as soon as it may stand still."""
+        if call.request_id not in self._scheduler.moves.suspended:
+            if not may_stop:
+                return None
+            self._stopped[call.request_id] = call.move
+            self._scheduler.suspend(call.request_id)
+        return Answer(call.request_id, call.move, 0, 0, (), 0, held.tenure, is_last=True)
 
     def _is_near(self, call: Call, held: Held) -> bool:
         """Whether what is left to copy takes no longer than a step, or does not become less."""
@@ -245,12 +258,13 @@ class Taker:
         *,
         block_s: float = 0.0,
         at_first_token: bool = False,
+        recomputes: bool = False,
     ) -> Call | Failure:
         """Set blocks for `tokens` aside for a sequence that may grow to `tokens_max`; returns what to ask for."""
         blocks = self._scheduler.expect(request_id, tokens, tokens_max)
         if blocks is None:
             return Failure(request_id, move, "there is no room for it", ())
-        call = Call(request_id, move, block_s=block_s, at_first_token=at_first_token)
+        call = Call(request_id, move, block_s=block_s, at_first_token=at_first_token, recomputes=recomputes)
         self._taking[request_id] = _Taking(call, tokens_max, blocks)
         return call
 

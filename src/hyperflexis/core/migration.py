@@ -60,8 +60,25 @@ class Migrations:
         target.expect(request, request.prompt_tokens + expected, now)
         self._moves += 1
         self.under_way[request.id] = Migration(request, source, target, at_first_token, self._moves, now)
-        tokens = request.context_tokens
-        return Migrate(request.id, source.id, target.id, tokens, at_first_token, version, self._moves, reason, expected)
+        return Migrate(
+            request.id,
+            source.id,
+            target.id,
+            request.context_tokens,
+            at_first_token,
+            version,
+            self._moves,
+            reason,
+            expected,
+            recomputes=not at_first_token and self._is_cheaper_anew(request, source, target, now),
+        )
+
+    def _is_cheaper_anew(self, request: Request, source: Instance, target: Instance, now: float) -> bool:
+        """Whether computing its KV at the target is predicted to take less time than copying it."""
+        kv_bytes = request.context_tokens * target.capacity.kv_token_bytes
+        copy_s = self._cluster.network.arrival_s(source.id, target.id, kv_bytes, now) - now
+        prefill_s = target.waiting_s() + target.latency.model.base_s(True, bool(target.decoding))
+        return prefill_s + target.prefill_work_s(request, target.cached_tokens(request)) < copy_s
 
     def done(self, event: Arrival, target_id: int) -> bool:
         """The target has it. False if it is not wanted there any more."""

@@ -84,7 +84,11 @@ TRANSITIONS: dict[RequestState, dict[RequestStep, RequestState]] = {
         RequestStep.TOKEN: RequestState.DECODING,
         RequestStep.STAND: RequestState.STANDING,
     },
-    RequestState.STANDING: {**_ON_INSTANCE, RequestStep.GO_ON: RequestState.DECODING},
+    RequestState.STANDING: {
+        **_ON_INSTANCE,
+        RequestStep.GO_ON: RequestState.DECODING,
+        RequestStep.MOVE: RequestState.WAITING,  # To compute its KV anew.
+    },
     RequestState.IN_TRANSIT: {
         RequestStep.GO_ON: RequestState.DECODING,
         RequestStep.MOVE: RequestState.PREFILLING,

@@ -18,6 +18,7 @@ from hyperflexis.core.binding import LeastPace
 from hyperflexis.core.control import Policy
 from hyperflexis.core.dispatch import SloDispatcher
 from hyperflexis.core.instance import Role
+from hyperflexis.core.relief import Relief
 from hyperflexis.core.roles import GrowthPlanner
 from hyperflexis.core.step import StepRules
 
@@ -45,4 +46,5 @@ def policy(prefill_tokens_max: int, *, separation: float = 1.0, roles: str = "no
         role_rules={Role.PREFILL: replace(rules, prefill_tokens_max=min(PREFILL_CHUNK, prefill_tokens_max))},
         binder=LeastPace(),
         planner=GrowthPlanner() if roles == "planned" else None,
+        relief=Relief(),
     )

@@ -266,10 +266,14 @@ class SimInstance:
         self._begin()
 
     def _ended_at_once(self, plan: StepPlan) -> list[tuple[int, int]]:
-        """Answers of one token, which are not to be handed off."""
-        found = [sequence_id for sequence_id in plan.handed_off if self._answers[sequence_id] <= 1]
+        """Answers that end with the token at which they would have been handed off."""
+        found = [sequence_id for sequence_id in plan.handed_off if self._is_complete(sequence_id)]
         plan.handed_off = [sequence_id for sequence_id in plan.handed_off if sequence_id not in found]
         return [(sequence_id, self._answers.pop(sequence_id)) for sequence_id in found]
+
+    def _is_complete(self, sequence_id: int) -> bool:
+        sequence = self.scheduler.find(sequence_id)
+        return sequence is not None and sequence.emitted >= self._answers[sequence_id]
 
     def _last_step(self, steps: int, now: float) -> tuple[StepShape, float]:
         """What the last step of a plan computed and how long it took, having learnt from all of them."""

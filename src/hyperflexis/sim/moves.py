@@ -94,6 +94,7 @@ class SimMoves:
             tokens_max,
             block_s=block_s,
             at_first_token=command.at_first_token,
+            recomputes=command.recomputes,
         )
         self._takings[command.request_id] = taking
         if offer is not None and isinstance(step, Call):

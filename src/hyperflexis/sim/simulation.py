@@ -26,9 +26,10 @@ from hyperflexis.core.commands import (
     Migrate,
     Reject,
     Stay,
+    Stop,
 )
 from hyperflexis.core.control import ControlPlane, FixedFleet, Policy
-from hyperflexis.core.events import Event, InstanceLost, InstanceReady, Linked, RequestArrived, Wakeup
+from hyperflexis.core.events import Event, InstanceDrained, InstanceLost, InstanceReady, Linked, RequestArrived, Wakeup
 from hyperflexis.core.instance import Capacity, Role
 from hyperflexis.core.latency import LatencyModel
 from hyperflexis.core.slo import ServiceClass, Verdict
@@ -58,6 +59,8 @@ class FleetSpec:
     """Longest answer that clients allow, unless the true one is longer."""
     losses_s: tuple[float, ...] = ()
     """Instants at which the oldest instance dies."""
+    drains_s: tuple[float, ...] = ()
+    """Instants at which the oldest instance is taken out of service; another takes its place."""
     startup_s: float = 0.0
     runs_through: bool = True
     """Whether like steps are run through in one. The outcome is the same."""
@@ -147,6 +150,7 @@ class Simulation:
             Stay: self._stay,
             AssignRole: self._assign_role,
             Link: self._link,
+            Stop: self._stop,
         }
 
     def run(self) -> Outcome:
@@ -154,6 +158,8 @@ class Simulation:
         self._kernel.at(0.0, self._wake)
         for instant_s in self._fleet.losses_s:
             self._kernel.at(to_ticks_s(instant_s), self._lose_oldest)
+        for instant_s in self._fleet.drains_s:
+            self._kernel.at(to_ticks_s(instant_s), self._drain_oldest)
         self._expect_next()
         self._kernel.run()
         assert not self._live, f"{len(self._live)} requests never ended"
@@ -242,6 +248,9 @@ class Simulation:
         self._instances[command.instance_id].configure(command.rules, command.version)
         self._role_changes += command.version > 1
 
+    def _stop(self, command: Stop) -> None:
+        self._instances.pop(command.instance_id).lose()
+
     def _link(self, command: Link) -> None:
         linked = Linked(command.source_id, command.target_id, command.version)
         up_s = to_ticks_s(self._kernel.now + self._fabric.spec.link_s)
@@ -289,6 +298,10 @@ class Simulation:
     def _announce(self, instance: SimInstance) -> None:
         if not instance.is_lost:
             self._feed(InstanceReady(instance.id, self._fleet.capacity, in_ticks(self._fleet.latency)))
+
+    def _drain_oldest(self) -> None:
+        if self._instances:
+            self._feed(InstanceDrained(min(self._instances)))
 
     def _lose_oldest(self) -> None:
         if self._instances:
