@@ -521,7 +521,8 @@ class ControlPlane:
         for instance in list(self.cluster.instances.values()):
             is_bare = not (instance.waiting or instance.decoding or instance.standing or instance.arriving)
             if instance.state is InstanceState.DRAINING and is_bare:
-                commands += self.links.disconnect(instance.id)
+                # What has ended here while it was to move is still awaited by its target.
+                commands += [*self.links.disconnect(instance.id), *self.migrations.lose_source(instance)]
                 instance.step(InstanceStep.STOP)
                 del self.cluster.instances[instance.id]
                 commands.append(Stop(instance.id, Reason(Why.DRAINED)))
