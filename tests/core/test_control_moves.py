@@ -30,6 +30,7 @@ from hyperflexis.core.events import (
 )
 from hyperflexis.core.instance import Instance, InstanceState, Role
 from hyperflexis.core.links import RETRY_S
+from hyperflexis.core.relief import Relief
 from hyperflexis.core.request import Request, RequestState
 from hyperflexis.core.roles import GrowthPlanner, PlannerRules, RoleChange, RolePlanner
 from hyperflexis.core.slo import Slo
@@ -83,7 +84,7 @@ class Act(NamedTuple):
 
 
 ACTS = [*["step"] * 8, *["tell"] * 8, *["hear"] * 8, *["copy"] * 5, *["arrive"] * 4, *["wait"] * 3]
-ACTS += [*["start"] * 3, *["link"] * 5, "unlink", "cancel", "lose", "settle"]
+ACTS += [*["start"] * 3, *["link"] * 5, "unlink", "cancel", "lose", "drain", "settle"]
 SLOS = [Slo(), Slo(0.05, 0.02), Slo(0.5, 0.1), Slo(e2e_s=1.0)]
 
 
@@ -165,6 +166,11 @@ class Play:
         if members and act.size % 2:
             self.fleet.lose(members[act.where % len(members)], is_heard=act.which % 2 > 0)
 
+    def drain(self, act: Act) -> None:
+        members = sorted(self.fleet.members)
+        if members and act.size % 2:
+            self.fleet.drain(members[act.where % len(members)])
+
     def settle(self, act: Act) -> None:
         self.fleet.settle()
 
@@ -183,7 +189,8 @@ def fleets(draw: st.DrawFn) -> Fleet:
         st.none() | st.builds(GrowthPlanner, st.just(hasty)) | st.just(AnyPlanner(dice))
     )
     rules = StepRules(prefill_tokens_max=draw(st.integers(3, 24)), prefill_tokens_floor=2)
-    policy = Policy("any", dispatcher, rules, binder=binder, planner=planner)
+    relief = draw(st.none() | st.builds(Relief))
+    policy = Policy("any", dispatcher, rules, binder=binder, planner=planner, relief=relief)
     plane = ControlPlane(policy, FixedFleet(instances, roles, launch_attempts_max=100))
     return Fleet(plane, capacity(draw(st.integers(16, 40)) // 2, 2, draw(st.integers(2, 5))), SIMPLE)
 

@@ -171,6 +171,19 @@ def test_offer_is_the_last_answer_of_no_move() -> None:
     assert source.scheduler.held(0) is not None
 
 
+def test_what_is_to_be_computed_anew_stands_still_at_a_steps_end_and_is_told_without_a_block() -> None:
+    source, giver = decoding(prompt=42)
+    giver.call(Call(0, 1, recomputes=True))
+    assert answers(giver, may_stop=False) == []
+    answer = the_answer(giver)
+    assert (answer.is_last, answer.until, list(answer.blocks), answer.computed) == (True, 0, [], 0)
+    assert list(source.scheduler.moves.suspended) == [0]
+    giver.call(Call(0, 2, recomputes=True))
+    assert the_answer(giver, may_stop=False).is_last, "it stands still already"
+    assert not giver.left(0, 2)
+    assert giver.left(0, 1), "the first of them made it stand still"
+
+
 @pytest.mark.parametrize("at_first_token", [False, True])
 def test_what_is_not_here_is_gone(at_first_token: bool) -> None:
     giver = Giver(body().scheduler)
@@ -619,11 +632,12 @@ class World:
         self.moves += 1
         self.moving[number] = Moving(one.home, target, self.moves, at_first_token)
         offer = one.offer if one.is_handed_off and act.which % 2 else None
+        recomputes = not at_first_token and act.size % 4 == 0
         one.is_handed_off = False
         tokens, tokens_max = one.prompt + one.emitted, one.prompt + one.max_tokens
         block_s = (0.0, 0.01, 0.1)[act.which % 3]
         self.to_end[target].append(
-            Order(number, self.moves, one.home, tokens, tokens_max, at_first_token, offer, block_s)
+            Order(number, self.moves, one.home, tokens, tokens_max, at_first_token, offer, block_s, recomputes)
         )
 
     def stay(self, act: Act) -> None:

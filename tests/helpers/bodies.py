@@ -111,6 +111,7 @@ class Order(NamedTuple):
     at_first_token: bool = False
     offer: Answered | None = None
     block_s: float = 0.0
+    recomputes: bool = False
 
 
 class Arrived(NamedTuple):
@@ -178,6 +179,7 @@ class Ends:
             order.tokens_max,
             block_s=order.block_s,
             at_first_token=order.at_first_token,
+            recomputes=order.recomputes,
         )
         if isinstance(step, Call) and order.offer is not None:
             self._hear(order.offer._replace(answer=order.offer.answer._replace(move=order.move)))

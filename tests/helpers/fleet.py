@@ -26,12 +26,14 @@ from hyperflexis.core.commands import (
     Migrate,
     Reject,
     Stay,
+    Stop,
     Unlink,
 )
 from hyperflexis.core.control import ControlPlane
 from hyperflexis.core.events import (
     Arrival,
     Event,
+    InstanceDrained,
     InstanceLost,
     InstanceReady,
     InstanceReported,
@@ -168,6 +170,10 @@ class Fleet:
             self.starting.remove(number)
         self.up = {link for link in self.up if number not in link[:2]}
         self.feed(InstanceLost(number))
+
+    def drain(self, number: int) -> None:
+        """An instance is to end."""
+        self.feed(InstanceDrained(number))
 
     def link_up(self, link: Link) -> None:
         """It is up, whether anyone still wants it or not."""
@@ -345,6 +351,9 @@ class Fleet:
             self._order(command.instance_id, command)
         elif isinstance(command, Link):
             self.links.append(command)
+        elif isinstance(command, Stop):
+            del self.members[command.instance_id], self.peers[command.instance_id]
+            self.up = {link for link in self.up if command.instance_id not in link[:2]}
         elif isinstance(command, Unlink):
             self.up.discard((command.source_id, command.target_id, command.version))
         elif isinstance(command, Conclude | Reject):
@@ -368,6 +377,7 @@ class Fleet:
             asked.prompt + asked.max_tokens,
             command.at_first_token,
             offer if standing_at == command.source_id else None,
+            recomputes=command.recomputes,
         )
         self._order(command.target_id, order)
 
