@@ -5,9 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
@@ -15,23 +14,12 @@ from helpers.builders import SIMPLE, capacity
 from helpers.fleet import Fleet
 from hyperflexis.core.binding import Binder, LeastPace
 from hyperflexis.core.cluster import Cluster
-from hyperflexis.core.commands import Abandon, AssignRole, Cancel, Command, Conclude, Link, Migrate, Reason, Stay, Why
-from hyperflexis.core.control import MOVE_TRIES_MAX, STANDING_MAX_S, ControlPlane, FixedFleet, Policy
+from hyperflexis.core.commands import Conclude, Reason, Why
+from hyperflexis.core.control import ControlPlane, FixedFleet, Policy
 from hyperflexis.core.dispatch import Dispatcher, Placement, SloDispatcher
-from hyperflexis.core.events import (
-    Arrival,
-    InstanceLost,
-    InstanceReady,
-    Linked,
-    LinkFailed,
-    RequestCancelled,
-    TransferFailed,
-    Wakeup,
-)
-from hyperflexis.core.instance import Instance, InstanceState, Role
-from hyperflexis.core.links import RETRY_S
+from hyperflexis.core.instance import Instance, Role
 from hyperflexis.core.relief import Relief
-from hyperflexis.core.request import Request, RequestState
+from hyperflexis.core.request import Request
 from hyperflexis.core.roles import GrowthPlanner, PlannerRules, RoleChange, RolePlanner
 from hyperflexis.core.slo import Slo
 from hyperflexis.core.step import StepRules
@@ -185,9 +173,7 @@ def fleets(draw: st.DrawFn) -> Fleet:
     )
     binder: Binder = draw(st.builds(LeastPace, stays=st.booleans()) | st.just(AnyBinder(dice)))
     hasty = PlannerRules(dwell_s=0.3, windows_s=(0.5, 1.0), near=2.0)
-    planner: RolePlanner | None = draw(
-        st.none() | st.builds(GrowthPlanner, st.just(hasty)) | st.just(AnyPlanner(dice))
-    )
+    planner: RolePlanner | None = draw(st.none() | st.builds(GrowthPlanner, st.just(hasty)) | st.just(AnyPlanner(dice)))
     rules = StepRules(prefill_tokens_max=draw(st.integers(3, 24)), prefill_tokens_floor=2)
     relief = draw(st.none() | st.builds(Relief))
     policy = Policy("any", dispatcher, rules, binder=binder, planner=planner, relief=relief)
