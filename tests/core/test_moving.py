@@ -1,88 +1,24 @@
 """Moves between schedulers: hand-made cases for each call, and worlds that interleave them with everything else.
 
-The bodies here know what each block really holds, so a token that reads a block which was not copied, or was copied
-too early, or is another's, is caught where it is computed.
+The bodies know what each block really holds, so a token that reads a block which was not copied, or was copied too
+early, or is another's, is caught where it is computed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
+from helpers.bodies import TEXT, Body, copy_of
 from helpers.builders import SIMPLE, scheduler, sequence, slo
 from hyperflexis.core.blocks import BlockPool
 from hyperflexis.core.latency import OnlineLatency
 from hyperflexis.core.slo import Slo
-from hyperflexis.core.step import Sequence, StepPlan, StepRules, StepScheduler
-
-TEXT = list(range(100, 140))
-"""Prompts begin with some of it, so that they share blocks."""
-
-
-def copy_of(one: Sequence) -> Sequence:
-    """What the target makes of what the source tells it."""
-    return Sequence(
-        one.id,
-        list(one.tokens),
-        one.prompt_tokens,
-        one.max_tokens,
-        one.slo,
-        one.arrived_s,
-        emitted=one.emitted,
-        expected_tokens=one.expected_tokens,
-        hashes=[] if one.tokens else list(one.hashes),
-        priority=one.priority,
-        first_token_s=one.first_token_s,
-        reuses_prefix=one.reuses_prefix,
-    )
-
-
-@dataclass
-class Body:
-    """Steps a scheduler. With `names`, it knows for each (block, offset) a digest of the text up to that token."""
-
-    scheduler: StepScheduler
-    names: bool = True
-    now: float = 0.0
-    kv: dict[tuple[int, int], int] = field(default_factory=dict)
-    ended: dict[int, Sequence] = field(default_factory=dict)
-    log: list[object] = field(default_factory=list)
-
-    def step(self) -> StepPlan:
-        here = {each.id: each for each in self.scheduler.sequences()}
-        plan = self.scheduler.plan(self.now)
-        still = self.scheduler.moves.suspended.keys() | self.scheduler.moves.expected.keys()
-        assert still.isdisjoint([*(chunk.sequence.id for chunk in plan.chunks), *plan.preempted])
-        for chunk in plan.chunks:
-            self._compute(chunk.sequence, chunk.start, chunk.tokens)
-        self.now += self.scheduler.latency.model.step_s(plan.shape)
-        samplers = [chunk.sequence for chunk in plan.chunks if chunk.samples]
-        self.log.append(([(c.sequence.id, c.start, c.tokens) for c in plan.chunks], plan.preempted))
-        if self.names:
-            sampled = {each.id: 900 + each.emitted for each in samplers}
-            ends = [end.sequence_id for end in self.scheduler.commit(plan, sampled, self.now)]
-        else:
-            self.scheduler.commit(plan, None, self.now)
-            ends = [each.id for each in samplers if each.emitted >= each.max_tokens]
-            for number in ends:
-                self.scheduler.end(number)
-        self.ended.update({number: here[number] for number in ends})
-        self.scheduler.check()
-        return plan
-
-    def _compute(self, one: Sequence, start: int, tokens: int) -> None:
-        digest, size = 0, self.scheduler.pool.block_tokens
-        for position, token in enumerate(one.tokens[: start + tokens] if self.names else []):
-            digest = hash((digest, token))
-            slot = (one.blocks[position // size], position % size)
-            if position < start:
-                assert self.kv.get(slot) == digest, f"{one!r} reads what is not its own at {position}"
-            else:
-                self.kv[slot] = digest
+from hyperflexis.core.step import Sequence, StepRules, StepScheduler
 
 
 @dataclass

@@ -136,12 +136,13 @@ class ControlPlane:
 
     def next_wakeup(self) -> float | None:
         """The instant at which something should be decided even if nothing happens until then."""
-        instants = [self.links.next_retry_s()] if self._moves else []
+        retry_s = self.links.next_retry_s() if self._moves else None
+        instants = [] if retry_s is None else [max(retry_s, self._tick_s + TICK_S)]
         if self._missing_instances() > 0 and self._failed_launches < self.fleet.launch_attempts_max:
             instants.append(self._launch_at_s)
         if self._moves and self.cluster.requests:
             instants.append(self._tick_s + TICK_S)
-        return min((instant for instant in instants if instant is not None), default=None)
+        return min(instants, default=None)
 
     @property
     def _moves(self) -> bool:
@@ -524,7 +525,8 @@ class ControlPlane:
         for instance in list(self.cluster.instances.values()):
             is_bare = not (instance.waiting or instance.decoding or instance.standing or instance.arriving)
             if instance.state is InstanceState.DRAINING and is_bare:
-                commands += self.links.disconnect(instance.id)
+                # What has ended here while it was to move is still awaited by its target.
+                commands += [*self.links.disconnect(instance.id), *self.migrations.lose_source(instance)]
                 instance.step(InstanceStep.STOP)
                 del self.cluster.instances[instance.id]
                 commands.append(Stop(instance.id, Reason(Why.DRAINED)))

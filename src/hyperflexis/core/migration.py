@@ -122,12 +122,13 @@ class Migrations:
         commands: list[Command] = []
         for moved in self.under_way.values():
             request = moved.request
-            is_live = self._cluster.requests.get(request.id) is request
-            if is_live and moved.source is instance and request.instance_id == instance.id:
+            if moved.source is not instance:
+                continue
+            if self._cluster.requests.get(request.id) is request:  # Else it has ended; the target waits all the same.
                 request.stop_counting()
                 request.step(RequestStep.LOSE)
                 request.instance_id = None
-                commands.append(Abandon(request.id, moved.target.id, Reason(Why.SOURCE_LOST)))
+            commands.append(Abandon(request.id, moved.target.id, Reason(Why.SOURCE_LOST)))
         return commands
 
     def lose_target(self, instance: Instance) -> list[Migration]:

@@ -73,11 +73,13 @@ TRANSITIONS: dict[RequestState, dict[RequestStep, RequestState]] = {
         **_ON_INSTANCE,
         RequestStep.START: RequestState.PREFILLING,
         RequestStep.MOVE: RequestState.WAITING,
+        RequestStep.GO_ON: RequestState.DECODING,
     },
     RequestState.PREFILLING: {
         **_ON_INSTANCE,
         RequestStep.TOKEN: RequestState.DECODING,
         RequestStep.MOVE: RequestState.PREFILLING,
+        RequestStep.GO_ON: RequestState.DECODING,  # Moved when all that it had lost but the last token was there again.
     },
     RequestState.DECODING: {
         **_ON_INSTANCE,

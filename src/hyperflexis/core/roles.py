@@ -100,7 +100,7 @@ class GrowthPlanner:
             return []
         means = _means(cluster)
         have = sum(1 for instance in ready if instance.role is Role.PREFILL)
-        room = [growth(demand, means, p, self._rules) for p in range(len(ready))]
+        room = [growth(demand, means, p, self._rules) for p in range(len(ready))] + [0.0]  # Nobody would decode.
         best = max(range(len(ready)), key=lambda p: (room[p], -abs(p - have)))
         if best == have or room[have] > self._rules.near or room[best] < self._rules.gain * room[have]:
             return []

@@ -124,6 +124,7 @@ class SimInstance:
         self._answers.pop(request_id, None)
 
     def _add(self, sequence: Sequence, answer_tokens: int) -> None:
+        self.moves.make_way(sequence.id)
         self._answers[sequence.id] = answer_tokens
         self.scheduler.add(sequence)
 

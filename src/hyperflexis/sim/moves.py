@@ -71,6 +71,8 @@ class SimMoves:
         self._arrived: list[Arrival] = []
         self._sources: dict[int, SimInstance] = {}
         """Where these have come from. They are told with the report, and not before it is known where a request is."""
+        self._outrun: set[int] = set()
+        """Known to have been taken before their takers' words are here."""
 
     # -- the taker's end
 
@@ -86,6 +88,7 @@ class SimMoves:
     def _begin(self, command: Migrate, tokens_max: int, taking: Taking, offer: tuple[Answer, Parting] | None) -> None:
         if self._taker is None:
             self._taker = Taker(self._owner.scheduler)
+        self.make_way(command.request_id)
         block_s = self._owner.scheduler.pool.block_tokens * self._kv_token_bytes / self._fabric.spec.bytes_s
         step = self._taker.begin(
             command.request_id,
@@ -219,7 +222,19 @@ class SimMoves:
             self._giver = Giver(self._owner.scheduler)
         return self._giver.offer(request_id), self._parting(request_id)
 
+    def make_way(self, request_id: int) -> None:
+        """A sequence is sent here. If it was here before, the word that it has been taken is still on its way."""
+        if self._owner.scheduler.find(request_id) is not None:
+            self._forget(request_id)
+            self._outrun.add(request_id)
+
     def _taken(self, request_id: int) -> None:
+        if request_id in self._outrun:
+            self._outrun.remove(request_id)
+        else:
+            self._forget(request_id)
+
+    def _forget(self, request_id: int) -> None:
         if self._giver is not None:
             self._giver.taken(request_id)
         self._owner.forget(request_id)
