@@ -292,8 +292,9 @@ def test_hash_seed_changes_nothing(file: Path) -> None:
     assert _without_cpu(outs[0]) == _without_cpu(outs[1])
 
 
-def test_example_simulates(run: Run) -> None:
-    code, out, err = run("simulate", str(ROOT / "examples" / "scenario.yaml"))
+@pytest.mark.parametrize("name", ["scenario.yaml", "apart.yaml"])
+def test_example_simulates(name: str, run: Run) -> None:
+    code, out, err = run("simulate", str(ROOT / "examples" / name))
     assert (code, err) == (0, "")
     assert len(out.splitlines()) == 2
 
