@@ -12,7 +12,7 @@ TESTS ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check bench bench-scheduling bench-disaggregation format constraints clean
+.PHONY: help setup serve test soak check bench bench-scheduling bench-disaggregation format constraints clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -31,6 +31,9 @@ serve: setup ## Serve MODEL (default: the demo model) on PORT, with ARGS
 
 test: setup ## Run the tests (TESTS, ARGS and WORKERS narrow and widen)
 	$(BIN)/pytest -n $(WORKERS) $(TESTS) $(ARGS)
+
+soak: setup ## Play the tests of moves at random for longer, other worlds each time (SOAK times as many as the suite)
+	SOAK=$(or $(SOAK),20) $(BIN)/pytest -n $(WORKERS) -m soak $(TESTS) $(ARGS)
 
 check: setup ## Check format, lint, types and the import arrows
 	$(BIN)/ruff format --check .
