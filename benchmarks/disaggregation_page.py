@@ -72,10 +72,14 @@ def columns(results: Results) -> list[Column]:
 
 
 def rows(results: Results) -> list[str]:
-    """Those that every cell has, ours first."""
-    cells = results["cells"]
-    found = [row for row in cells[0]["rows"] if all(row in cell["rows"] for cell in cells)]
+    """Those that some cell has, ours first."""
+    found = dict.fromkeys(row for cell in results["cells"] for row in cell["rows"])
     return [*NEEDED, *(row for row in found if row not in NEEDED)]
+
+
+def having(cells: Iterable[Column], row: str) -> list[Column]:
+    """The cells in which a row was measured: rivals need not be in all of them."""
+    return [cell for cell in cells if row in cell["rows"]]
 
 
 def rps(cell: Column, row: str) -> float:
@@ -83,8 +87,8 @@ def rps(cell: Column, row: str) -> float:
 
 
 def relative(cell: Column, row: str) -> float | None:
-    """A capacity as a share of what the fleet bears together; None where that is nothing."""
-    return rps(cell, row) / rps(cell, COLOCATED) if rps(cell, COLOCATED) else None
+    """A capacity as a share of what the fleet bears together; None where that is nothing, or it was not measured."""
+    return rps(cell, row) / rps(cell, COLOCATED) if row in cell["rows"] and rps(cell, COLOCATED) else None
 
 
 def mean(cells: Iterable[Column], row: str) -> float:
@@ -100,9 +104,10 @@ def held(cell: Column) -> float | None:
 
 
 def best_rival(results: Results) -> str | None:
-    """The row with the highest mean, of those that are told as little as ours."""
+    """The row with the highest mean beside ours in the same cells, of those that are told as little."""
     rivals = [row for row in rows(results) if row not in NEEDED]
-    return max(rivals, key=lambda row: mean(results["cells"], row), default=None)
+    cells = results["cells"]
+    return max(rivals, key=lambda row: mean(cells, row) / mean(having(cells, row), OURS), default=None)
 
 
 def verdict(results: Results) -> str:
@@ -115,11 +120,13 @@ def verdict(results: Results) -> str:
     ]
     ours, best = mean(cells, OURS), best_rival(results)
     if best is not None:
-        theirs = mean(cells, best)
-        found = ours / theirs if theirs else 0.0
+        same = having(cells, best)
+        beside, theirs = mean(same, OURS), mean(same, best)
+        found = beside / theirs if theirs else 0.0
         lines.append(
             f"- **Mean over cells: ours is to bear {MEAN:g} of the best rival's mean, at least.** "
-            f"{_kept(found >= MEAN)}: {_two(ours)} against {_two(theirs)} ({_title(best)}), which is {_two(found)}."
+            f"{_kept(found >= MEAN)}: {_two(beside)} against {_two(theirs)} ({_title(best)}), which is {_two(found)}, in "
+            f"the {_counted(len(same), 'cell')} in which it was run."
         )
     static = mean(cells, STATIC)
     lines.append(
@@ -170,7 +177,8 @@ def _how(results: Results) -> str:
         "traces, or other draws from them. All requests count, and a run goes on until the last has ended.\n"
         "- **Rows**: ours is one setting for all cells, and is told nothing of the load. *Together* is the same "
         "scheduling with every instance mixed. *Best split in hindsight* takes, for each cell, the number of "
-        "prefilling instances that bears most. Of each rival, each cell has the best of the tunings that were tried.\n"
+        "prefilling instances that bears most. Of each rival, each cell has the best of the tunings that were tried; a "
+        "row that names its tuning was run with that one only, and a dash means that it was not run.\n"
         f"- Run at {machine['commit']} on {machine['cores']} {machine['cpu']} cores, Python {machine['python']}, "
         f"{machine['date'][:10]}; the last command took {took.get('simulations', 0)} simulations and "
         f"{took.get('cpu_seconds', 0) / 60:.0f} CPU minutes.{_sources(results)}\n"
@@ -227,7 +235,8 @@ def _capacity(results: Results, cells: Sequence[Column]) -> str:
             values = [f"{rps(cell, row):.1f}/s" for cell in cells]
         else:
             values = [_two(relative(cell, row)) for cell in cells]
-        lines.append([_title(row), *values, _two(mean(cells, row))])
+        if having(cells, row):
+            lines.append([_title(row), *values, _two(mean(cells, row))])
     better = [held(cell) for cell in cells]
     known = [share for share in better if share is not None]
     lines.append(["ours / better of the two", *map(_two, better), _two(fmean(known) if known else None)])
@@ -241,7 +250,10 @@ def _means(results: Results, cells: Sequence[Column]) -> str:
         for name in (f"Q {cell['quality']}", f"{cell['instances']} instances", f"{cell['link_gb_s']} GB/s"):
             kinds.setdefault(name, []).append(cell)
     kinds = {name: kinds[name] for name in sorted(kinds, key=lambda name: (name != "all", name))}
-    lines = [[_title(row), *(_two(mean(each, row)) for each in kinds.values())] for row in rows(results)]
+    lines = [
+        [_title(row), *(_two(mean(each, row) if having(each, row) else None) for each in kinds.values())]
+        for row in rows(results)
+    ]
     return "**Means** of capacities as shares of the fleet together:\n\n" + table(["", *kinds], lines)
 
 

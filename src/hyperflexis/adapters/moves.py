@@ -158,6 +158,7 @@ class Moves:
             len(submit.prompt) + submit.max_tokens,
             block_s=self._body.block_s(order.source),
             at_first_token=order.at_first_token,
+            recomputes=order.recomputes,
         )
         offered = _decoder.decode(order.offer) if order.offer else None
         if isinstance(step, Call) and isinstance(offered, Answered):

@@ -31,6 +31,7 @@ from hyperflexis.core.commands import (
     Migrate,
     Reject,
     Stay,
+    Stop,
     Unlink,
     Why,
 )
@@ -38,6 +39,7 @@ from hyperflexis.core.control import ControlPlane
 from hyperflexis.core.events import (
     Arrival,
     Event,
+    InstanceDrained,
     InstanceLost,
     InstanceReady,
     InstanceReported,
@@ -108,6 +110,7 @@ class Driver:
             AssignRole: self._assign_role,
             Link: self._link,
             Unlink: self._unlink,
+            Stop: self._stop,
         }
 
     def start(self) -> None:
@@ -146,6 +149,10 @@ class Driver:
         if stream is not None:
             stream.ended_as = "cancelled"
             self._feed(RequestCancelled(ticket, len(stream.emitted)))
+
+    def drain(self, instance_id: int) -> None:
+        """Take an instance out of service: what it has goes on elsewhere. Unknown ones are ignored."""
+        self._feed(InstanceDrained(instance_id))
 
     def instances(self) -> list[InstanceStatus]:
         return [status_of(f"i{instance_id}", member) for instance_id, member in self._members.items()]
@@ -337,6 +344,7 @@ class Driver:
             tokens=command.tokens,
             link_version=command.link_version,
             at_first_token=command.at_first_token,
+            recomputes=command.recomputes,
             offer=offer if standing_at == command.source_id else b"",
         )
         self._order(command.target_id, order)
@@ -386,6 +394,11 @@ class Driver:
         except Exception:  # Whatever is wrong with one client must not reach the streams of the others.
             log.exception("the client of request %d fails on its news; the request is cancelled", request_id)
             self.cancel(request_id)
+
+    def _stop(self, command: Stop) -> None:
+        log.info("i%d is stopped: %s", command.instance_id, command.reason)
+        self._members.pop(command.instance_id).adapter.close()
+        self._changed.set()
 
     def _launch(self, command: Launch) -> None:
         log.info("i%d is launched: %s", command.instance_id, command.reason)

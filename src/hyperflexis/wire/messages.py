@@ -177,6 +177,8 @@ class TakeIn(msgspec.Struct, frozen=True, array_like=True, tag=7):
     """It is handed off: it stands still with its first token, and not before."""
     offer: bytes = b""
     """What its source has said of it in `StepReport.offers`, if it has."""
+    recomputes: bool = False
+    """Copy nothing: compute it anew."""
 
 
 class Abandon(msgspec.Struct, frozen=True, array_like=True, tag=8):
