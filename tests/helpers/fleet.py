@@ -46,7 +46,7 @@ from hyperflexis.core.events import (
     Wakeup,
 )
 from hyperflexis.core.handover import Failure
-from hyperflexis.core.instance import Capacity
+from hyperflexis.core.instance import Capacity, InstanceState
 from hyperflexis.core.latency import LatencyModel, OnlineLatency, StepShape
 from hyperflexis.core.slo import Slo
 from hyperflexis.core.step import Sequence, StepScheduler
@@ -279,6 +279,8 @@ class Fleet:
         assert not self.asked, f"never ended: {self.control.cluster.requests!r}"
         for _ in range(4):
             self.settle()
+        self.wait(1.0)
+        assert not any(i.state is InstanceState.DRAINING for i in self.control.cluster.instances.values())
         self.control.check()
         assert not self.control.migrations.under_way
         for instance in self.control.cluster.instances.values():

@@ -140,7 +140,7 @@ class ControlPlane:
         instants = [] if retry_s is None else [max(retry_s, self._tick_s + TICK_S)]
         if self._missing_instances() > 0 and self._failed_launches < self.fleet.launch_attempts_max:
             instants.append(self._launch_at_s)
-        if self._moves and self.cluster.requests:
+        if (self._moves and self.cluster.requests) or self._drains:
             instants.append(self._tick_s + TICK_S)
         return min(instants, default=None)
 
@@ -148,6 +148,14 @@ class ControlPlane:
     def _moves(self) -> bool:
         """Whether requests may go from one instance to another."""
         return self.policy.binder is not None or self.policy.relief is not None
+
+    @property
+    def _drains(self) -> bool:
+        """Whether an instance is to end as soon as it holds nothing."""
+        instances = self.cluster.instances
+        return len(self.cluster.ready) < len(instances) and any(
+            instance.state is InstanceState.DRAINING for instance in instances.values()
+        )
 
     def is_startable(self) -> bool:
         """False once launching has been given up."""
@@ -484,9 +492,11 @@ class ControlPlane:
 
     def _on_wakeup(self, event: Wakeup, now: float) -> list[Command]:
         commands = self._launch_missing(now)
-        if not self._moves or now < self._tick_s + TICK_S:
+        if now < self._tick_s + TICK_S:
             return commands
         self._tick_s = now
+        if not self._moves and not self._drains:
+            return commands
         commands += self.links.retry(now)
         commands += self._relieve(now)
         if self.policy.planner is not None:
