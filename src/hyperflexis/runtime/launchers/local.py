@@ -69,7 +69,7 @@ class LocalLauncher:
             raise
 
     def launch(self, instance_id: int, role: Role, listener: Listener) -> Adapter:
-        """Fork an instance. All of this release are mixed, so the role changes nothing here."""
+        """Fork an instance. It learns of its role when it is ready, as of any other rules."""
         order = Fork(
             instance_id=instance_id,
             device=self._device(instance_id),
