@@ -36,6 +36,7 @@ class Why(Enum):
     RELIEVES = "its instance is too slow for what it promised"
     EVACUATES = "its instance is to hold nothing"
     DEFRAGMENTS = "makes room for a large prompt"
+    SWITCH_FAILED = "it has not taken its new role"
     BALANCES = "more prefill is needed, or less"
     DRAINED = "it holds nothing any more, and was to end"
     MEMBERSHIP = "instances may take from each other"

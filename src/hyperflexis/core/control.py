@@ -57,6 +57,8 @@ _UNKEPT = frozenset({Why.LEAST_HARM, Why.BEST_EFFORT})
 """Reasons of placements that do not keep every promise."""
 STANDING_MAX_S = 5.0
 """A request that no instance would decode for so long goes on where it is: it may hold the blocks that others need."""
+SWITCH_MAX_S = 10.0
+"""An instance that has not reported a step in its new role by then keeps the old one."""
 BIND_TRIES_MAX = 8
 """So many that fit nowhere are looked at, each time that others might."""
 MOVE_TRIES_MAX = 3
@@ -284,7 +286,7 @@ class ControlPlane:
 
     def _assign(self, instance: Instance, role: Role, reason: Reason, now: float) -> AssignRole:
         """Give an instance a role: what it does from now on, and what others expect of it."""
-        instance.role = role
+        instance.role_before, instance.role = instance.role, role
         instance.role_since_s = now
         instance.rules_version += 1
         if instance.state is InstanceState.READY:
@@ -504,10 +506,25 @@ class ControlPlane:
             return commands
         commands += self.links.retry(now)
         commands += self._relieve(now)
+        commands += self._revert(now)
         if self.policy.planner is not None:
             for change in self.policy.planner.plan(self.cluster, now):
                 commands += self._change_role(change, now)
         return [*commands, *self._bind(now), *self._stop(now)]
+
+    def _revert(self, now: float) -> list[Command]:
+        """Give those their old roles back that have not said in time that the new ones are in force."""
+        silent = [
+            instance
+            for instance in self.cluster.ready
+            if instance.rules_in_force < instance.rules_version and now - instance.role_since_s > SWITCH_MAX_S
+        ]
+        reason = Reason(Why.SWITCH_FAILED, (("waited_s", SWITCH_MAX_S),))
+        commands: list[Command] = []
+        for instance in silent:
+            commands.append(self._assign(instance, instance.role_before, reason, now))
+            instance.role_before = instance.role
+        return commands
 
     def _relieve(self, now: float) -> list[Command]:
         """Move what should not stay where it is, and end what holds nothing any more."""

@@ -106,6 +106,8 @@ class Instance:
         self.rules_version = 0
         """Of the rules that were assigned last."""
         self.rules_in_force = 0
+        """Of those, the last that it has reported."""
+        self.role_before = role
         self.role_since_s = -math.inf
         self.decode_steps = 0
         """Steps so far, in each of which every one of `decoding` emitted a token."""

@@ -105,7 +105,10 @@ class GrowthPlanner:
         if best == have or room[have] > self._rules.near or room[best] < self._rules.gain * room[have]:
             return []
         role = Role.PREFILL if best > have else Role.MIXED
-        free = [i for i in ready if i.role is not role and now - i.role_since_s >= self._rules.dwell_s]
+        settled = [
+            i for i in ready if i.rules_in_force == i.rules_version and now - i.role_since_s >= self._rules.dwell_s
+        ]
+        free = [i for i in settled if i.role is not role]
         if role is Role.MIXED:
             free = [i for i in free if i.role is Role.PREFILL]
         if not free:

@@ -360,6 +360,7 @@ class Driver:
 
     def _assign_role(self, command: AssignRole) -> None:
         if member := self._members.get(command.instance_id):
+            log.info("i%d is to be %s: %s", command.instance_id, command.role.value, command.reason)
             member.role = command.role
             member.adapter.configure(asdict(command.rules), command.version)
 

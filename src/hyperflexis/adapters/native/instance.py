@@ -180,7 +180,7 @@ class Instance:
                 if self._stepping.cancel(request_id, time.monotonic()):
                     self._runner.close(request_id)
         elif isinstance(message, Configure):
-            self._stepping.reconfigure(message.rules, message.version)
+            self._configure(message)
         elif isinstance(message, Shutdown):
             self._is_leaving = True
         elif isinstance(message, ExposeKv):
@@ -209,6 +209,12 @@ class Instance:
             self._channel.send(LinkFailed(ended.peer, ended.version, ended.why))
         else:
             self._channel.send(Linked(ended.peer, ended.version))
+
+    def _configure(self, message: Configure) -> None:
+        try:
+            self._stepping.reconfigure(message.rules, message.version)
+        except ValueError as error:  # Whoever sent it does not hear of the new ones, and counts on the old.
+            log.warning("the rules stay as they are: %s", error)
 
     def _submit(self, submit: Submit) -> None:
         if self._stepping.submit(submit, time.monotonic()):
