@@ -12,7 +12,7 @@ TESTS ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check bench bench-scheduling bench-disaggregation format constraints clean
+.PHONY: help setup serve test soak check bench bench-scheduling bench-disaggregation format constraints clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -32,6 +32,9 @@ serve: setup ## Serve MODEL (default: the demo model) on PORT, with ARGS
 test: setup ## Run the tests (TESTS, ARGS and WORKERS narrow and widen)
 	$(BIN)/pytest -n $(WORKERS) $(TESTS) $(ARGS)
 
+soak: setup ## Play the tests of moves at random for longer, other worlds each time (SOAK times as many as the suite)
+	SOAK=$(or $(SOAK),20) $(BIN)/pytest -n $(WORKERS) -m soak $(TESTS) $(ARGS)
+
 check: setup ## Check format, lint, types and the import arrows
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -39,7 +42,7 @@ check: setup ## Check format, lint, types and the import arrows
 	$(BIN)/pytest tests/test_architecture.py
 
 bench: setup ## Run all benchmarks (about 30 minutes on an idle machine) into benchmarks/results
-	for name in startup gateway_cost two_classes engine_step sim_speed dispatch_cost parity transfer; do $(BIN)/python benchmarks/$$name.py --json benchmarks/results/$$name.json || failed=1; done; exit $${failed:-0}
+	for name in startup gateway_cost two_classes engine_step sim_speed dispatch_cost parity transfer migration role_switch; do $(BIN)/python benchmarks/$$name.py --json benchmarks/results/$$name.json || failed=1; done; exit $${failed:-0}
 
 bench-scheduling: setup ## Compare all policies on all scenarios (hours; TRACES: their folder; ARGS=--quick: minutes) and write the page
 	$(BIN)/python benchmarks/scheduling.py $(if $(TRACES),--traces $(TRACES)) $(ARGS)

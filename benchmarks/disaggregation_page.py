@@ -125,8 +125,8 @@ def verdict(results: Results) -> str:
         found = beside / theirs if theirs else 0.0
         lines.append(
             f"- **Mean over cells: ours is to bear {MEAN:g} of the best rival's mean, at least.** "
-            f"{_kept(found >= MEAN)}: {_two(beside)} against {_two(theirs)} ({_title(best)}), which is {_two(found)}, in "
-            f"the {_counted(len(same), 'cell')} in which it was run."
+            f"{_kept(found >= MEAN)}: {_two(beside)} against {_two(theirs)} ({_title(best)}), which is {_two(found)}, "
+            f"in {_counted(len(same), 'cell')}."
         )
     static = mean(cells, STATIC)
     lines.append(

@@ -10,6 +10,7 @@ import signal
 import pytest
 
 from adapters.fleets import PATIENCE_S, NativeFleet
+from helpers import soak
 from hyperflexis.adapters.native.host import NativeAdapter
 from hyperflexis.core.binding import LeastPace
 from hyperflexis.core.commands import Reason, Why
@@ -120,10 +121,12 @@ def test_processes_hand_off(native_fleet: NativeFleet) -> None:
     native_fleet.play(play())
 
 
+@pytest.mark.soak
+@pytest.mark.parametrize("number", range(soak.examples(1)))
 @pytest.mark.parametrize("roles", [(MIXED, MIXED, MIXED), (PREFILL, DECODE, DECODE), (PREFILL, PREFILL, DECODE)])
-def test_processes_die_while_requests_move(native_fleet: NativeFleet, roles: tuple[Role, ...]) -> None:
+def test_processes_die_while_requests_move(native_fleet: NativeFleet, roles: tuple[Role, ...], number: int) -> None:
     async def play() -> None:
-        chance = random.Random(len(roles) + roles.count(DECODE))
+        chance = random.Random(len(roles) + roles.count(DECODE) + 1000 * number)
         asks = workload(chance, 24)
         async with asyncio.timeout(PATIENCE_S), Fleet(native_fleet, *roles) as fleet:
             clients = [fleet.submit(*ask) for ask in asks]

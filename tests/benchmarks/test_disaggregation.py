@@ -247,10 +247,20 @@ def test_the_page_says_what_was_asked_and_found() -> None:
     text = page.page(results())
     assert "Reached: in 4 of 4 cells; mean 1.09, lowest 0.98 (st, Q 30, 4 instances, 40 GB/s)" in text
     assert "Reached: in 2 of 2 cells; mean 1.20, lowest 1.20" in text
-    assert "Reached: 2.18 against 1.50 (apart, half and half), which is 1.45." in text
+    assert "Reached: 2.18 against 1.50 (apart, half and half), which is 1.45, in 4 cells." in text
     assert "| **ours** | 1.96 | 1.96 | 2.40 | 2.40 | 2.18 |" in text
     assert "| st | 3 | 3 |" in text
     assert "| sh | shifts, prompts and conversations | 200 s, phases of 100 s | 100–120 | 95 % |" in text
+
+
+def test_a_rival_is_compared_where_it_was_run() -> None:
+    found = results()
+    for cell in found["cells"]:
+        if cell["load"] == "sh":
+            del cell["rows"]["half"]
+    text = page.page(found)
+    assert "1.96 against 1.50 (apart, half and half), which is 1.31, in 2 cells." in text
+    assert "| apart, half and half | 1.50 | 1.50 | – | – | 1.50 |" in text
 
 
 def test_the_page_tells_what_was_missed() -> None:

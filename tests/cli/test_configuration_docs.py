@@ -47,6 +47,7 @@ def test_example_loads() -> None:
 
 def test_example_keeps_the_defaults() -> None:
     """What it sets beyond the classes would hold without it, so that copying it changes nothing else."""
-    changed = {"classes", "default_class"}
+    changed = {"classes", "default_class", "instances"}
     example, plain = sources.load(config=EXAMPLE).deployment, sources.load().deployment
+    assert example.instances_total == plain.instances_total
     assert example.model_dump(exclude=changed) == plain.model_dump(exclude=changed)

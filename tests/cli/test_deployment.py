@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from hyperflexis.cli.deployment import Deployment
 from hyperflexis.cli.errors import OperatorError
 from hyperflexis.core.control import ControlPlane
+from hyperflexis.core.instance import Role
 from hyperflexis.core.slo import ServiceClass, Slo
 from hyperflexis.core.step import StepRules
 from hyperflexis.gateway.limits import Limits
@@ -53,6 +54,45 @@ def test_threads_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Deployment(instances=3).threads == 2
     assert Deployment(instances=16).threads == 1
     assert Deployment(instances=3, threads_per_instance=5).threads == 5
+
+    assert Deployment(prefill=1, decode=3).threads == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "total", "mixed"),
+    [
+        ({}, 2, 2),
+        ({"instances": 5}, 5, 5),
+        ({"prefill": 1, "decode": 2}, 3, 0),
+        ({"prefill": 1, "instances": 4}, 4, 3),
+        ({"decode": 1, "instances": 4}, 4, 3),
+        ({"prefill": 1, "decode": 2, "instances": 4}, 4, 1),
+    ],
+)
+def test_instances_beyond_those_with_roles_are_mixed(given: dict[str, int], total: int, mixed: int) -> None:
+    deployment = Deployment.model_validate(given)
+    assert (deployment.instances_total, deployment.mixed) == (total, mixed)
+    fleet = deployment.fleet()
+    assert (fleet.instances, len(fleet.roles), list(fleet.roles).count(Role.MIXED)) == (total, total, mixed)
+    assert list(fleet.roles).count(Role.PREFILL) == given.get("prefill", 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "moves", "plans"),
+    [
+        ({}, False, False),
+        ({"prefill": 1, "decode": 1}, True, False),
+        ({"prefill": 1, "decode": 1, "roles": "planned"}, True, True),
+        ({"roles": "planned"}, True, True),
+        ({"prefill": 1, "decode": 1, "policy": "distserve"}, True, False),
+        ({"prefill": 1, "decode": 1, "policy": "arrow"}, True, True),
+        ({"policy": "round_robin"}, False, False),
+    ],
+)
+def test_policy_moves_requests_where_instances_have_roles(given: dict[str, object], moves: bool, plans: bool) -> None:
+    policy = Deployment.model_validate(given).core_policy()
+    assert (policy.binder is not None, policy.planner is not None) == (moves, plans)
+    assert policy.name == given.get("policy", "hyperflexis")
 
 
 def test_gateway_limits_are_in_bytes() -> None:

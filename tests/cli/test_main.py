@@ -20,6 +20,8 @@ Run = Callable[..., Any]
 
 FLAGS = {
     "instances": ("--instances", "3"),
+    "prefill": ("--prefill", "0"),
+    "decode": ("--decode", "0"),
     "host": ("--host", "0.0.0.0"),
     "port": ("--port", "9"),
     "device": ("--device", "cpu"),
@@ -68,6 +70,15 @@ def test_flag_and_its_variable_say_the_same(
     monkeypatch.setenv(f"HYPERFLEXIS_{flag.removeprefix('--').replace('-', '_').upper()}", text)
     assert run("serve").code == 0
     assert served[0] == served[1] == sources.load(sets=[f"{dotted}={text}"]).deployment
+
+
+def test_flags_of_roles_go_together(run: Run, served: list[Deployment], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("serve", "--prefill", "1", "--decode", "2").code == 0
+    monkeypatch.setenv("HYPERFLEXIS_PREFILL", "1")
+    monkeypatch.setenv("HYPERFLEXIS_DECODE", "2")
+    assert run("serve").code == 0
+    assert served[0] == served[1] == Deployment(prefill=1, decode=2)
+    assert (served[0].instances_total, served[0].mixed) == (3, 0)
 
 
 def test_flag_wins_over_its_variable(run: Run, served: list[Deployment], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hyperflexis.cli import scenario
+from hyperflexis.cli import kv_sizes, scenario
 from hyperflexis.cli.errors import OperatorError
 from hyperflexis.cli.scenario import ScenarioFile
+from hyperflexis.core.instance import Role
 from hyperflexis.core.latency import LatencyModel
 from hyperflexis.core.slo import ServiceClass, Slo
 
 TEXT = """\
 classes: {code: {ttft_ms: 500, tpot_ms: 100, priority: 1}, chat: {ttft_ms: 2000, tpot_ms: 50}}
-fleet: {mixed: 4}                      # or {prefill: 2, decode: 3}, or {mixed: {min: 1, max: 8}}
+fleet: {mixed: 4}                      # or {prefill: 2, decode: 3}
 profile: llama-3-70b/h100/tp4/bfloat16
 workload:
   - {trace: azure_llm_2023_code_part1.csv.gz, class: code, rate: 2.0, window_s: [0, 1200]}
@@ -68,6 +70,40 @@ def test_scenario_of_the_documentation_loads(file: Path) -> None:
     assert (chat.class_name, chat.requests_per_s) == ("chat", None)
     assert (loaded.scenario.policy, loaded.scenario.seed, loaded.scenario.noise) == ("hyperflexis", 0, 0.0)
     assert loaded.text == TEXT
+
+
+def test_fleet_may_have_roles(file: Path) -> None:
+    loaded = scenario.load(file, ["fleet={prefill: 1, decode: 2}"])
+    assert (loaded.instances, loaded.roles(), loaded.moving) == (3, (Role.PREFILL, Role.DECODE, Role.DECODE), "fixed")
+    loaded = scenario.load(file, ["fleet.prefill=1"])
+    assert (loaded.roles(), loaded.moving) == ((Role.PREFILL, *[Role.MIXED] * 4), "fixed")
+    loaded = scenario.load(file, ["fleet.roles=planned"])
+    assert (loaded.roles(), loaded.moving) == ((Role.MIXED,) * 4, "planned")
+    assert scenario.load(file).moving == "keeps"
+    fleet = scenario.load(file).scenario.fleet
+    assert (fleet.link_gb_s, fleet.link_latency_ms) == (40, 5)
+
+
+def test_kv_of_a_token_is_known_of_shipped_profiles(file: Path) -> None:
+    from hyperflexis.sim.profiles import names
+
+    assert scenario.load(file).kv_token_bytes(is_needed=True) == 327_680
+    assert all(kv_sizes.token_bytes(name) for name in names())
+    script = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "derive_profiles.py"))
+    assert {name: size.kv_bytes for name, size in script["SIZES"].items()} == {
+        name: kv_sizes.token_bytes(name) for name in script["SIZES"]
+    }
+
+
+def test_kv_of_a_token_of_other_profiles_has_to_be_given(file: Path) -> None:
+    (file.parent / "own.json").write_text(json.dumps(FIELDS), encoding="utf-8")
+    loaded = scenario.load(file, ["profile=own.json"])
+    assert loaded.kv_token_bytes(is_needed=False) == 0
+    with pytest.raises(OperatorError, match=r"'engine\.kv_token_bytes' is missing in .*'own\.json' is none") as caught:
+        loaded.kv_token_bytes(is_needed=True)
+    assert caught.value.hint
+    given = scenario.load(file, ["profile=own.json", "engine.kv_token_bytes=7"])
+    assert given.kv_token_bytes(is_needed=True) == 7
 
 
 def test_key_without_a_value_is_not_given(file: Path) -> None:
@@ -177,23 +213,38 @@ def test_bands_name_their_classes(file: Path) -> None:
             "instances from 1 to 10000, or {min: 1, max: 8}",
         ),
         ("mixed: 4", "mixed: {min: 1}", "'fleet.mixed.max' is missing in s.yaml:2"),
-        ("{mixed: 4}", "{}", "bad value for 'fleet' in s.yaml:2: should be {mixed: 4}, or {prefill: 2, decode: 3}"),
         (
             "{mixed: 4}",
-            "{prefill: 4}",
-            "bad value for 'fleet' in s.yaml:2: needs prefill and decode instances "
-            "both, such as {prefill: 2, decode: 3}",
+            "{}",
+            "bad value for 'fleet' in s.yaml:2: should be {mixed: 4}, or {prefill: 2, decode: 3}, or all of these",
         ),
         (
             "{mixed: 4}",
-            "{mixed: 4, decode: 2}",
-            "bad value for 'fleet' in s.yaml:2: should be {mixed: 4}, or {prefill: 2, decode: 3}",
+            "{prefill: 4}",
+            "bad value for 'fleet' in s.yaml:2: has instances that prefill, and none that decodes: "
+            "add decode or mixed ones",
+        ),
+        (
+            "{mixed: 4}",
+            "{decode: 4}",
+            "bad value for 'fleet' in s.yaml:2: has instances that decode, and none that prefills: "
+            "add prefill or mixed ones",
+        ),
+        (
+            "mixed: 4",
+            "mixed: 4, roles: any",
+            "bad value for 'fleet.roles' in s.yaml:2: 'any' should be 'fixed' or 'planned'",
+        ),
+        (
+            "mixed: 4",
+            "mixed: 4, link_gb_s: 0",
+            "bad value for 'fleet.link_gb_s' in s.yaml:2: 0 should be greater than 0",
         ),
         ("{mixed: 4}", "4", "bad value for 'fleet' in s.yaml:2: 4 should be a mapping of keys"),
         (
             "{mixed: 4}",
-            "{prefill: 2, decode: 3}",
-            "fleet in s.yaml:2: a fleet split into prefill and decode instances is not supported yet",
+            "{prefill: 2, decode: {min: 1, max: 8}}",
+            "fleet in s.yaml:2: a fleet of changing size is not supported yet",
         ),
         ("{mixed: 4}", "{mixed: {min: 1, max: 8}}", "fleet in s.yaml:2: a fleet of changing size is not supported yet"),
         ("profile: llama-3-70b/h100/tp4/bfloat16", "profile: '?'", "profile in s.yaml:3: no profile or file '?'"),

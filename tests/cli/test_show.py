@@ -35,6 +35,8 @@ def deployments(draw: st.DrawFn) -> Deployment:
             "model": draw(st.none() | lines),
             "served_name": draw(st.none() | lines),
             "instances": draw(st.integers(1, 1024)),
+            "roles": draw(st.sampled_from(["fixed", "planned"])),
+            "kv_checksums": draw(st.booleans()),
             "device": draw(st.sampled_from(["auto", "cpu", "cuda:3"])),
             "dtype": draw(st.sampled_from(["auto", "float32", "bfloat16", "float16"])),
             "threads_per_instance": draw(st.none() | st.integers(1, 999)),
@@ -85,6 +87,10 @@ def test_comments_are_aligned_and_name_the_source(tmp_path: Path) -> None:
         "model: null                 # default: the demo model",
         "served_name: null           # default: demo",
         "instances: 1                # flag --instances",
+        "prefill: 0                  # default",
+        "decode: 0                   # default",
+        "roles: fixed                # default",
+        "kv_checksums: false         # default",
         "device: auto                # default",
         "dtype: float32              # env HYPERFLEXIS_DTYPE",
         "threads_per_instance: 3     # flag --set",
@@ -117,7 +123,7 @@ def test_comments_are_aligned_and_name_the_source(tmp_path: Path) -> None:
 def test_a_long_value_does_not_push_the_comments_away() -> None:
     shown = render(sources.load(sets=[f"model={'m' * 200}"])).splitlines()
     assert shown[0] == f"model: {'m' * 200}  # flag --set"
-    assert shown[2] == "instances: 2                # default"
+    assert shown[2] == "instances: null             # default: 2 here"
 
 
 def test_all_keys_are_shown() -> None:

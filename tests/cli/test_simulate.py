@@ -19,6 +19,7 @@ import pytest
 
 from hyperflexis.cli import cells, simulate
 from hyperflexis.cli.results import Cell
+from hyperflexis.core.instance import Role
 from hyperflexis.policies import POLICIES
 from hyperflexis.sim import workload
 from hyperflexis.sim.profiles import COEFFICIENTS
@@ -197,6 +198,40 @@ def test_all_policies(run: Run, file: Path) -> None:
     }
 
 
+APART = ("--set", "fleet={prefill: 1, decode: 2}")
+
+
+def test_requests_move_where_prefill_and_decode_are_apart(run: Run, file: Path) -> None:
+    (row,) = _results(run("simulate", str(file), *APART, "--json", "-").out)
+    assert (row["requests"], row["finished"], row["migrations"], row["role_changes"]) == (90, 90, 90, 0)
+    (together,) = _results(run("simulate", str(file), "--set", "fleet.mixed=3", "--json", "-").out)
+    assert together["migrations"] == 0
+
+
+def test_slow_links_delay_what_moves(run: Run, file: Path) -> None:
+    def tpot_s(*sets: str) -> float:
+        words = [word for each in sets for word in ("--set", each)]
+        (row,) = _results(run("simulate", str(file), *APART, *words, "--json", "-").out)
+        found: float = row["tpot_s"]["p50"]
+        return found
+
+    assert tpot_s("fleet.link_latency_ms=500") > tpot_s() + 0.02
+    assert tpot_s("fleet.link_gb_s=0.2") > tpot_s() + 0.02
+    assert tpot_s("engine.kv_token_bytes=30_000_000") > tpot_s() + 0.005
+
+
+def test_planned_roles_follow_demand(run: Run, file: Path) -> None:
+    (row,) = _results(run("simulate", str(file), *APART, "--set", "fleet.roles=planned", "--json", "-").out)
+    assert row["role_changes"] >= 2  # At least: what only decodes becomes mixed.
+
+
+def test_all_policies_are_those_that_the_fleet_allows(run: Run, file: Path) -> None:
+    found = _results(run("simulate", str(file), *APART, "--policy", "all", "--json", "-").out)
+    names = {row["policy"] for row in found}
+    assert {"hyperflexis", "distserve", "dynamo_pd"} <= names < {*POLICIES}
+    assert "round_robin" not in names
+
+
 def test_tuned_policies_keep_their_names(run: Run, file: Path) -> None:
     words = ("--policy", "polyserve:credit_spend_max=0,chunk=512,round_robin", "--json", "-")
     found = _results(run("simulate", str(file), *words).out)
@@ -257,8 +292,9 @@ def test_hash_seed_changes_nothing(file: Path) -> None:
     assert _without_cpu(outs[0]) == _without_cpu(outs[1])
 
 
-def test_example_simulates(run: Run) -> None:
-    code, out, err = run("simulate", str(ROOT / "examples" / "scenario.yaml"))
+@pytest.mark.parametrize("name", ["scenario.yaml", "apart.yaml"])
+def test_example_simulates(name: str, run: Run) -> None:
+    code, out, err = run("simulate", str(ROOT / "examples" / name))
     assert (code, err) == (0, "")
     assert len(out.splitlines()) == 2
 
@@ -316,8 +352,28 @@ def _is_gone(group: int, within_s: float) -> bool:
         (("--json", "/absent/o.json"), "cannot write /absent/o.json: there is no directory /absent"),
         (("--report", "/absent/o.html"), "cannot write /absent/o.html: there is no directory /absent"),
         (
-            ("--set", "fleet={prefill: 1, decode: 1}"),
-            "fleet in --set: a fleet split into prefill and decode instances is not supported yet",
+            ("--set", "fleet={prefill: 1, decode: 1}", "--policy", "round_robin"),
+            "bad value for --policy: round_robin keeps each request on one instance; these move them: arrow, ",
+        ),
+        (
+            ("--set", "fleet={prefill: 1, decode: 1}", "--set", "policy=round_robin"),
+            "policy in --set: round_robin keeps each request on one instance; these move them: arrow, ",
+        ),
+        (
+            ("--set", "fleet={prefill: 1, decode: 1}", "--policy", "hyperflexis:roles=none"),
+            "bad value for --policy: hyperflexis:roles=none keeps each request on one instance; these move them: ",
+        ),
+        (
+            ("--set", "fleet.roles=planned", "--policy", "hyperflexis,distserve"),
+            "bad value for --policy: distserve changes no roles; these do: arrow, hyperflexis, ",
+        ),
+        (
+            ("--set", "fleet={prefill: 1, decode: 1}", "--set", "profile=small.json"),
+            "'engine.kv_token_bytes' is missing in s.yaml: requests move with their KV",
+        ),
+        (
+            ("--policy", "hyperflexis:roles=planned", "--set", "profile=small.json"),
+            "'engine.kv_token_bytes' is missing in s.yaml: requests move with their KV",
         ),
         (
             ("--set", "workload.0.format=csv"),
@@ -400,8 +456,16 @@ def test_simulation_gets_what_the_scenario_says(file: Path) -> None:
     plan = _plan(file, *sets, "latency_scale.prefill=2")
     assert (plan.instances, plan.max_tokens, plan.noise, plan.prefill_tokens_max) == (2, 99, 0.2, 512)
     assert (plan.capacity.blocks, plan.capacity.block_tokens, plan.capacity.seqs_max) == (423_874 // 32, 32, 8)
+    assert (plan.capacity.kv_token_bytes, plan.roles, plan.moving) == (327_680, (Role.MIXED,) * 2, "keeps")
     assert plan.truth is not None
     assert plan.truth.prefill_token_s == 2 * plan.latency.prefill_token_s
+
+
+def test_simulation_gets_the_roles_and_links_of_the_fleet(file: Path) -> None:
+    fleet = "fleet={prefill: 1, mixed: 1, decode: 1, link_gb_s: 2.5, link_latency_ms: 1}"
+    plan = _plan(file, fleet, "engine.kv_token_bytes=9")
+    assert (plan.instances, plan.roles, plan.moving) == (3, (Role.PREFILL, Role.MIXED, Role.DECODE), "fixed")
+    assert (plan.fabric.bytes_s, plan.fabric.latency_s, plan.capacity.kv_token_bytes) == (2.5e9, 0.001, 9)
 
 
 def test_streams_have_chance_of_their_own(file: Path) -> None:
@@ -426,8 +490,8 @@ def test_progress_is_for_terminals(run: Run, file: Path, monkeypatch: pytest.Mon
 def _plan(file: Path, *sets: str) -> cells.Plan:
     from hyperflexis.cli import scenario
 
-    request = simulate.Request(file=file, sets=sets)
-    return simulate._plan(request, scenario.load(file, sets))
+    request, loaded = simulate.Request(file=file, sets=sets), scenario.load(file, sets)
+    return simulate._plan(request, loaded, simulate._cells(request, loaded))
 
 
 def test_help_loads_nothing_that_simulates() -> None:

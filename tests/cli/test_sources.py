@@ -183,6 +183,7 @@ def test_promises_that_contradict_each_other_are_refused(shorter: str, tmp_path:
 def _example(key: keys.Key) -> str:
     """A value of the key's type that is not its default."""
     examples = {"device": "cpu", "policy": "round_robin", "dtype": "float16", "default_class": "a_class"}
+    examples["roles"] = "planned"
     kind = keys.kind_at(key.path)
     by_kind = {int: "7", float: "7", bool: "true"}
     return examples.get(key.dotted) or by_kind.get(kind, "text")
@@ -192,9 +193,10 @@ def _example(key: keys.Key) -> str:
 def test_every_key_has_a_twin_in_the_environment_and_a_set(key: keys.Key) -> None:
     dotted, variable = key.dotted.replace("<name>", "a_class"), key.env.replace("<NAME>", "A_CLASS")
     path, text = tuple(dotted.split(".")), _example(key)
-    by_env = sources.load(env={variable: text, "HYPERFLEXIS_CLASSES__A_CLASS": "{}"})
-    by_set = sources.load(sets=["classes={a_class: {}}", f"{dotted}={text}"])
-    assert by_env.deployment == by_set.deployment != sources.load(sets=["classes.a_class={}"]).deployment
+    by_env = sources.load(env={"HYPERFLEXIS_INSTANCES": "9", variable: text, "HYPERFLEXIS_CLASSES__A_CLASS": "{}"})
+    by_set = sources.load(sets=["instances=9", "classes={a_class: {}}", f"{dotted}={text}"])
+    without = sources.load(sets=["instances=9", "classes.a_class={}"])
+    assert by_env.deployment == by_set.deployment != without.deployment
     assert str(by_env.sources[path]) == f"env {variable}"
     assert str(by_set.sources[path]) == "flag --set"
 
@@ -246,6 +248,58 @@ def test_every_key_has_a_twin_in_the_environment_and_a_set(key: keys.Key) -> Non
 def test_mistake_in_a_file(text: str, message: str, tmp_path: Path) -> None:
     assert _message(text, tmp_path).startswith(message)
     assert "\n" not in _message(text, tmp_path)
+
+
+MOVE = "arrow, distserve, dynamo_pd, hyperflexis, llumnix_pd, splitwise, taichi, tokenscale"
+NO_DECODE = "instances that prefill, and none that decodes: add decode or mixed ones"
+NO_PREFILL = "instances that decode, and none that prefills: add prefill or mixed ones"
+PLAN = "arrow, hyperflexis, llumnix_pd, splitwise, tokenscale"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "port: 1\nprefill: 2\n",
+            f"prefill in serve.yaml:2: a fleet of {NO_DECODE}",
+        ),
+        (
+            "decode: 2\n",
+            f"decode in serve.yaml:1: a fleet of {NO_PREFILL}",
+        ),
+        (
+            "decode: 1\ninstances: 1\n",
+            f"decode in serve.yaml:1: a fleet of {NO_PREFILL}",
+        ),
+        (
+            "prefill: 2\ndecode: 1\ninstances: 2\n",
+            "instances in serve.yaml:3: 2 are fewer than prefill 2 and decode 1",
+        ),
+        ("prefill: 2\ninstances: 1\n", "instances in serve.yaml:2: 1 are fewer than prefill 2"),
+        ("prefill: -1\n", _bad("prefill", 1, "-1 should be greater than or equal to 0")),
+        ("roles: any\n", _bad("roles", 1, "'any' should be 'fixed' or 'planned'")),
+        ("kv_checksums: 1\n", _bad("kv_checksums", 1, "1 should be a valid boolean")),
+        (
+            "prefill: 1\ndecode: 1\npolicy: round_robin\n",
+            f"policy in serve.yaml:3: round_robin keeps each request on one instance; these move them: {MOVE}",
+        ),
+        (
+            "policy: round_robin\nroles: planned\n",
+            f"policy in serve.yaml:1: round_robin keeps each request on one instance; these move them: {MOVE}",
+        ),
+        (
+            "policy: distserve\nroles: planned\n",
+            f"policy in serve.yaml:1: distserve changes no roles; these do: {PLAN}",
+        ),
+    ],
+)
+def test_fleet_that_could_not_serve(text: str, message: str, tmp_path: Path) -> None:
+    assert _message(text, tmp_path) == message
+
+
+def test_all_that_a_fleet_lacks_is_told_at_once(tmp_path: Path) -> None:
+    error = _error("prefill: 1\npolicy: round_robin\nclasses: {a: {ttft_ms: 2, e2e_ms: 1}}\n", tmp_path)
+    assert [line.split(" in ")[0] for line in error.message.splitlines()] == ["class 'a'", "prefill", "policy"]
 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:

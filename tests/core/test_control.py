@@ -9,6 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from helpers import soak
 from helpers.builders import SIMPLE, arrival, capacity, slo
 from helpers.world import STOP, Job, World, relabelled
 from hyperflexis.core.cadence import STEPS_MAX
@@ -537,8 +538,8 @@ class Anything(RuleBasedStateMachine):
         assert (tokens[-1] == STOP) == (len(tokens) == job.answer_tokens)
 
 
-TestAnything = Anything.TestCase
-TestAnything.settings = settings(max_examples=150, stateful_step_count=40)
+TestAnything = pytest.mark.soak(Anything.TestCase)
+TestAnything.settings = settings(max_examples=soak.examples(150), stateful_step_count=40)
 
 
 def test_arrival_event_carries_what_the_request_is() -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
+from helpers import soak
 from helpers.bodies import Answered, Arrived, Body, Call, Ends, Order, Word
 from helpers.builders import SIMPLE, scheduler, sequence
 from hyperflexis.core.blocks import BlockPool
@@ -797,7 +798,8 @@ def worlds(draw: st.DrawFn) -> World:
     return made
 
 
-@settings(max_examples=150)
+@pytest.mark.soak
+@settings(max_examples=soak.examples(150))
 @given(
     worlds(),
     st.lists(

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
+from helpers import soak
 from helpers.bodies import TEXT, Body, copy_of
 from helpers.builders import SIMPLE, scheduler, sequence, slo
 from hyperflexis.core.blocks import BlockPool
@@ -499,7 +500,8 @@ def worlds(draw: st.DrawFn) -> World:
     return World(made, names)
 
 
-@settings(max_examples=200)
+@pytest.mark.soak
+@settings(max_examples=soak.examples(200))
 @given(
     worlds(),
     st.lists(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 import urllib.request
@@ -14,6 +15,7 @@ import yaml
 
 from e2e.conftest import Serving
 from hyperflexis.cli import scenario, sources
+from hyperflexis.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -41,13 +43,24 @@ def test_python_of_the_readme_runs(served: tuple[Serving, str]) -> None:
 @pytest.mark.slow
 def test_curl_of_the_readme_is_answered(served: tuple[Serving, str]) -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    found = re.search(r"curl -N (\S+) -H '(Content-Type: application/json)' \\\n\s+-d '(.*)'", text)
-    assert found
-    url, header, body = found.groups()
-    request = urllib.request.Request(url.replace(README_URL, served[1]), body.encode(), dict([header.split(": ")]))
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        assert answer.read().endswith(b"data: [DONE]\n\n")
-    assert json.loads(body)["stream"] is True
+    found = re.findall(r"curl -\w (\S+) -H '(Content-Type: application/json)' \\\n\s+-d '(.*)'", text)
+    assert len(found) == text.count("    curl ")
+    for url, header, body in found:
+        request = urllib.request.Request(url.replace(README_URL, served[1]), body.encode(), dict([header.split(": ")]))
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            told = answer.read()
+        is_streamed = json.loads(body).get("stream")
+        assert told.endswith(b"data: [DONE]\n\n") if is_streamed else "hyperflexis" in json.loads(told)
+
+
+def test_serve_commands_of_the_readme_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "serve.yaml").write_text(blocks(ROOT / "README.md", "yaml")[0])
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^    hyperflexis serve ([^#\n]*)", text, re.MULTILINE)
+    assert len(commands) > 1
+    for command in commands:
+        assert main(["config", "show", *command.split()]) == 0, command
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "yaml")], ids=lambda page: page.name)
@@ -69,7 +82,7 @@ def test_simulations_of_the_docs_run(page: str, tmp_path: Path) -> None:
     commands = re.findall(r"^    hyperflexis (simulate .*)$", text, re.MULTILINE)
     assert commands
     for command in commands:
-        words = [str(ROOT / word) if word.startswith("examples/") else word for word in command.split()]
+        words = [str(ROOT / word) if word.startswith("examples/") else word for word in shlex.split(command)]
         done = subprocess.run(
             [sys.executable, "-m", "hyperflexis", *words],
             capture_output=True,

@@ -17,6 +17,7 @@ from engine_models import random_runner, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers import soak
 from hyperflexis.core.slo import Slo
 from hyperflexis.core.step import StepRules
 from hyperflexis.engine.errors import EngineError
@@ -208,6 +209,7 @@ def _assert_moves(counts: Counter[str], least: int) -> None:
     assert min(counts["abandoned"], counts["no room"], counts["preempted"]) >= least / 20, counts
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("worlds", "moves_min"),
     [
@@ -218,7 +220,7 @@ def _assert_moves(counts: Counter[str], least: int) -> None:
 def test_moves_change_no_token_and_lose_none(runners: dict[int, list[Runner]], worlds: int, moves_min: int) -> None:
     counts: Counter[str] = Counter()
 
-    @settings(max_examples=worlds)
+    @settings(max_examples=soak.examples(worlds))
     @given(st.integers(0, 1 << 32))
     def play(number: int) -> None:
         _play(runners, number, counts)

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers import soak
 from helpers.virtual_loop import run, virtual
 from hyperflexis.adapters.modelled import Ways
 from hyperflexis.core.binding import LeastPace
@@ -333,11 +334,12 @@ def storm(number: int, counts: Counter[str]) -> Callable[[], object]:
     return weather
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("worlds", [40, pytest.param(300, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
 def test_storm_loses_and_doubles_nothing(worlds: int) -> None:
     counts: Counter[str] = Counter()
 
-    @settings(max_examples=worlds, deadline=None)
+    @settings(max_examples=soak.examples(worlds), deadline=None)
     @given(st.integers(0, 1 << 32))
     def play(number: int) -> None:
         run(storm(number, counts)())

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transfer_world import MEDIA, HandClock
 
+from helpers import soak
 from hyperflexis.transfer.descriptor import Descriptor
 from hyperflexis.transfer.errors import LeaseExpired, Recycled, RefusedError, Revoked
 from hyperflexis.transfer.memory import SharedMemory
@@ -107,6 +108,7 @@ class World:
                 handle.result(20.0)
 
 
+@pytest.mark.soak
 def test_random_interleavings() -> None:
     clock = HandClock()
     receivers = {name: Receiver([name], clock=clock) for name in MEDIA}
@@ -118,7 +120,7 @@ def test_random_interleavings() -> None:
             max_size=25,
         )
     )
-    @settings(max_examples=80)
+    @settings(max_examples=soak.examples(80))
     def check(acts: list[tuple[str, int, float, str]]) -> None:
         world = World(source, receivers, clock)
         world.expose(4.0)

@@ -15,20 +15,21 @@ import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from hyperflexis.cli import fleets
 from hyperflexis.cli.errors import OperatorError, StartError
 from hyperflexis.cli.results import Cell, Result
 from hyperflexis.cli.scenario import RANDOM, SECONDS_MAX, StreamSection
-from hyperflexis.core.instance import Capacity
+from hyperflexis.core.instance import Capacity, Role
 from hyperflexis.core.latency import LatencyModel
 from hyperflexis.core.slo import ServiceClass
-from hyperflexis.policies import create
 from hyperflexis.sim import summary, workload
 from hyperflexis.sim.errors import InputError
+from hyperflexis.sim.fabric import FabricSpec
 from hyperflexis.sim.job import Job
 from hyperflexis.sim.outcome import Outcome
 from hyperflexis.sim.traces import Options, TraceError
@@ -58,6 +59,10 @@ class Plan:
     prefill_tokens_max: int
     max_tokens: int
     skip_bad: bool
+    roles: tuple[Role, ...] = ()
+    """Of the instances; mixed where nothing is said."""
+    moving: fleets.Moving = "keeps"
+    fabric: FabricSpec = field(default_factory=FabricSpec)
 
 
 # Many.
@@ -213,6 +218,8 @@ def _outcome(plan: Plan, cell: Cell, jobs: Iterable[Job]) -> Outcome:
         truth=plan.truth,
         noise=plan.noise,
         max_tokens=plan.max_tokens,
+        roles=plan.roles,
+        fabric=plan.fabric,
     )
-    policy = create(cell.policy, plan.prefill_tokens_max)
+    policy = fleets.create(cell.policy, plan.prefill_tokens_max, plan.moving)
     return simulate(jobs, plan.classes, policy, fleet, seed=cell.seed)

@@ -16,14 +16,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from hyperflexis.cli import fleets
 from hyperflexis.cli.errors import OperatorError
 
 if TYPE_CHECKING:
+    from hyperflexis.core.control import FixedFleet
+    from hyperflexis.core.control import Policy as CorePolicy
     from hyperflexis.core.slo import ServiceClass
     from hyperflexis.gateway.limits import Limits
 
 DEFAULT_CLASS = "default"
 DEMO_NAME = "demo"
+INSTANCES_DEFAULT, INSTANCES_MAX = 2, 1024
 PRIORITY_MIN, PRIORITY_MAX = -(2**31), 2**31 - 1
 """An int32, as in the priorities of other gateways."""
 MS_MIN, MS_MAX = 0.001, 86_400_000.0
@@ -121,8 +125,16 @@ class Deployment(Section):
     """Model directory or Hugging Face id; null serves the demo model that comes with the package."""
     served_name: Line | None = None
     """Name that clients ask for; null takes the model's own."""
-    instances: int = Field(default=2, ge=1, le=1024)
-    """Engine processes; on one machine they share one copy of the weights in memory."""
+    instances: int | None = Field(default=None, ge=1, le=INSTANCES_MAX)
+    """Engine processes; null takes prefill + decode, or 2. They share one copy of the weights in memory."""
+    prefill: int = Field(default=0, ge=0, le=INSTANCES_MAX)
+    """Of the instances, those that only prefill; each answer goes on at one that decodes, its KV copied there."""
+    decode: int = Field(default=0, ge=0, le=INSTANCES_MAX)
+    """Of the instances, those that decode what others prefilled. Those left over are mixed and do both."""
+    roles: fleets.Roles = "fixed"
+    """fixed: roles stay; planned: hyperflexis changes them as demand does. Other policies have ways of their own."""
+    kv_checksums: bool = False
+    """Whether KV that was copied between instances is compared with the original, which costs time."""
     device: Device = "auto"
     """Where to compute: auto, cpu, cuda, cuda:1 or any other torch device."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -167,7 +179,32 @@ class Deployment(Section):
     @property
     def threads(self) -> int:
         """CPU threads of each instance on this machine."""
-        return self.threads_per_instance or max(1, _cores() // self.instances)
+        return self.threads_per_instance or max(1, _cores() // self.instances_total)
+
+    @property
+    def instances_total(self) -> int:
+        """How many there are to be, of all roles."""
+        return self.instances or self.prefill + self.decode or INSTANCES_DEFAULT
+
+    @property
+    def mixed(self) -> int:
+        """Instances that both prefill and decode."""
+        return self.instances_total - self.prefill - self.decode
+
+    @property
+    def moving(self) -> fleets.Moving:
+        """What the fleet asks of its policy."""
+        return fleets.moving(self.prefill, self.decode, self.roles)
+
+    def fleet(self) -> FixedFleet:
+        """The instances as the core knows them."""
+        from hyperflexis.core.control import FixedFleet  # here, so that --help loads nothing of the core
+
+        return FixedFleet(self.instances_total, fleets.in_order(self.prefill, self.mixed, self.decode))
+
+    def core_policy(self) -> CorePolicy:
+        """A fresh policy, able to serve this fleet."""
+        return fleets.create(self.policy, self.engine.prefill_tokens_max, self.moving)
 
     @property
     def kv_cache_bytes(self) -> int | None:
@@ -217,6 +254,23 @@ def contradictions(classes: Mapping[str, ClassSection], place: Callable[..., str
                     f"class '{name}' in {place('classes', name, 'e2e_ms')} contradicts itself: e2e_ms "
                     f"{promised.e2e_ms:g} is shorter than {shorter} {target:g}"
                 )
+    return found
+
+
+def fleet_contradictions(deployment: Deployment, place: Callable[..., str]) -> list[str]:
+    """One sentence for each thing that a fleet of these instances lacks; `place` says where a key is."""
+    given, found = deployment, []
+    if given.mixed < 0:
+        parts = " and ".join(f"{name} {count}" for name in ("prefill", "decode") if (count := getattr(given, name)))
+        found.append(f"instances in {place('instances')}: {given.instances} are fewer than {parts}")
+    elif lacks := fleets.lonely(given.prefill, given.mixed, given.decode):
+        key = "prefill" if given.prefill else "decode"
+        found.append(f"{key} in {place(key)}: a fleet of {lacks}")
+    if given.moving != "keeps":
+        try:
+            given.core_policy()
+        except ValueError as error:
+            found.append(f"policy in {place('policy')}: {error}")
     return found
 
 

@@ -67,6 +67,8 @@ Config = Annotated[
     ),
 ]
 Instances = Annotated[str | None, _option("instances", "N")]
+Prefill = Annotated[str | None, _option("prefill", "N")]
+Decode = Annotated[str | None, _option("decode", "N")]
 Host = Annotated[str | None, _option("host", "ADDRESS")]
 Port = Annotated[str | None, _option("port", "N")]
 Device = Annotated[str | None, _option("device", "NAME")]
@@ -159,6 +161,8 @@ def serve(
     *,
     config: Config = None,
     instances: Instances = None,
+    prefill: Prefill = None,
+    decode: Decode = None,
     host: Host = None,
     port: Port = None,
     device: Device = None,
@@ -172,6 +176,8 @@ def serve(
         sets,
         model=model,
         instances=instances,
+        prefill=prefill,
+        decode=decode,
         host=host,
         port=port,
         device=device,
@@ -189,6 +195,8 @@ def config_show(
     *,
     config: Config = None,
     instances: Instances = None,
+    prefill: Prefill = None,
+    decode: Decode = None,
     host: Host = None,
     port: Port = None,
     device: Device = None,
@@ -202,6 +210,8 @@ def config_show(
         sets,
         model=model,
         instances=instances,
+        prefill=prefill,
+        decode=decode,
         host=host,
         port=port,
         device=device,

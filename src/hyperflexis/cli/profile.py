@@ -105,7 +105,7 @@ def _engine(deployment: Deployment) -> Engine:
         dtype=deployment.dtype,
         block_tokens=deployment.engine.block_tokens,
         kv_bytes=deployment.kv_cache_bytes,
-        instances=deployment.instances,
+        instances=deployment.instances_total,
     )
     try:
         return load_engine(order, deployment.threads)

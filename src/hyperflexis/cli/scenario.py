@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
-from hyperflexis.cli import scenario_file
+from hyperflexis.cli import fleets, kv_sizes, scenario_file
 from hyperflexis.cli.deployment import ClassName, ClassSection, Line, Section, contradictions, service_class
 from hyperflexis.cli.errors import OperatorError
 from hyperflexis.cli.scenario_file import Sources
 
 if TYPE_CHECKING:
+    from hyperflexis.core.instance import Role
     from hyperflexis.core.latency import LatencyModel
     from hyperflexis.core.slo import ServiceClass
     from hyperflexis.sim.profiles import Profile
@@ -50,22 +51,28 @@ Instances = Annotated[Any, BeforeValidator(_count_or_range)]
 
 
 class FleetSection(Section):
-    """The instances that serve, by role."""
+    """The instances that serve, by role, and what is between them."""
 
     mixed: Instances | None = None
     """Instances that prefill and decode."""
     prefill: Instances | None = None
-    """Instances that only prefill."""
+    """Instances that only prefill; each answer goes on at one that decodes, its KV copied there."""
     decode: Instances | None = None
-    """Instances that only decode."""
+    """Instances that decode what others prefilled."""
+    roles: fleets.Roles = "fixed"
+    """fixed: roles stay; planned: hyperflexis changes them as demand does. Other policies have ways of their own."""
+    link_gb_s: float = Field(default=40.0, gt=0, le=1_000_000)
+    """What each instance can send, and what it can receive, in 10^9 bytes per second."""
+    link_latency_ms: float = Field(default=5.0, ge=0, le=60_000)
+    """Between a copy's last byte being sent and its being there."""
 
     @model_validator(mode="after")
-    def _is_one_kind(self) -> FleetSection:
-        is_split = self.prefill is not None or self.decode is not None
-        if is_split == (self.mixed is not None):
-            raise ValueError("should be {mixed: 4}, or {prefill: 2, decode: 3}")
-        if is_split and (self.prefill is None or self.decode is None):
-            raise ValueError("needs prefill and decode instances both, such as {prefill: 2, decode: 3}")
+    def _is_whole(self) -> FleetSection:
+        has_mixed, has_prefill, has_decode = (each is not None for each in (self.mixed, self.prefill, self.decode))
+        if not (has_mixed or has_prefill or has_decode):
+            raise ValueError("should be {mixed: 4}, or {prefill: 2, decode: 3}, or all of these")
+        if lacks := fleets.lonely(has_prefill, has_mixed, has_decode):
+            raise ValueError(f"has {lacks}")
         return self
 
 
@@ -180,6 +187,8 @@ class SimulatedEngineSection(Section):
     """Requests that one instance computes at a time."""
     prefill_tokens_max: int = Field(default=2048, ge=1)
     """Prompt tokens that may enter one step."""
+    kv_token_bytes: int | None = Field(default=None, ge=1, le=2**40)
+    """KV of one token, which moves with a request; known of shipped profiles, and needed with any other."""
     max_tokens: int = Field(default=2048, ge=1)
     """Longest answer that requests ask for; what the policy knows of a length before the answer ends."""
 
@@ -277,19 +286,50 @@ class ScenarioFile:
 
     @property
     def instances(self) -> int:
-        """How many instances there are.
+        """How many instances there are, of all roles.
 
         Raises:
             OperatorError: it is a fleet that cannot be simulated yet.
         """
+        return sum(self._counts())
+
+    def roles(self) -> tuple[Role, ...]:
+        """The roles of the instances in the order of their launch."""
+        return fleets.in_order(*self._counts())
+
+    @property
+    def moving(self) -> fleets.Moving:
+        """What the fleet asks of its policy."""
+        prefill, _, decode = self._counts()
+        return fleets.moving(prefill, decode, self.scenario.fleet.roles)
+
+    def _counts(self) -> tuple[int, int, int]:
+        """Instances that prefill, that do both, that decode."""
         fleet = self.scenario.fleet
-        if not isinstance(fleet.mixed, int):
-            what = "split into prefill and decode instances" if fleet.mixed is None else "of changing size"
+        counts = [each or 0 for each in (fleet.prefill, fleet.mixed, fleet.decode)]
+        if not all(isinstance(count, int) for count in counts):
             raise OperatorError(
-                f"fleet in {self.place('fleet')}: a fleet {what} is not supported yet",
-                "a fixed number of mixed instances is, such as {mixed: 4}",
+                f"fleet in {self.place('fleet')}: a fleet of changing size is not supported yet",
+                "fixed numbers of instances are, such as {mixed: 4}",
             )
-        return fleet.mixed
+        prefill, mixed, decode = counts
+        return prefill, mixed, decode
+
+    def kv_token_bytes(self, *, is_needed: bool) -> int:
+        """What moving the KV of a token moves; 0 where that is not known, and not needed.
+
+        Raises:
+            OperatorError: it is needed and not known.
+        """
+        given, name = self.scenario.engine.kv_token_bytes, self.scenario.profile
+        known = given if given is not None else kv_sizes.token_bytes(name)
+        if known is None and is_needed:
+            raise OperatorError(
+                f"'engine.kv_token_bytes' is missing in {self.place('engine')}: requests move with their KV, whose "
+                f"size is known of shipped profiles only, and {name!r} is none",
+                "2 x layers x KV heads x head size x bytes of a number; 327680 for Llama 3 70B in bfloat16",
+            )
+        return known or 0
 
 
 def load(file: FilePath, sets: Sequence[str] = ()) -> ScenarioFile:

@@ -9,6 +9,7 @@ import logging
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,11 +21,10 @@ from hyperflexis.cli.checkpoint import model_directory
 from hyperflexis.cli.deployment import Deployment
 from hyperflexis.cli.errors import StartError
 from hyperflexis.cli.profile_file import WireSample, read_samples
-from hyperflexis.core.control import ControlPlane, FixedFleet
+from hyperflexis.core.control import ControlPlane
 from hyperflexis.gateway.backend import ServedModel
 from hyperflexis.gateway.server import Gateway
 from hyperflexis.gateway.tokenizer import TokenizerError
-from hyperflexis.policies import create
 from hyperflexis.runtime.driver import Driver
 from hyperflexis.runtime.launchers.local import LocalLauncher, LocalSpec
 
@@ -60,9 +60,9 @@ async def _serve(deployment: Deployment, directory: Path, samples: Sequence[Wire
         # What is alive now stays: collections need not look at it again, and so stop nobody's stream for it.
         gc.collect()
         gc.freeze()
-        ready = await _unless(stopping, _fleet_ready(driver, deployment.instances))
+        ready = await _unless(stopping, _fleet_ready(driver, deployment.instances_total))
         if ready is not None:
-            _announce(deployment, ready, port, time.monotonic() - started_s)
+            _announce(deployment, _ready_roles(driver), port, time.monotonic() - started_s)
             await _unless(stopping, _fleet_lost(driver))
         stopping.clear()
         _tell(f"stopping; {driver.live_requests} running requests may finish (once more to stop at once)")
@@ -105,8 +105,9 @@ async def _launcher(
         block_tokens=deployment.engine.block_tokens,
         kv_bytes=deployment.kv_cache_bytes,
         seqs_max=deployment.engine.seqs_max,
-        instances=deployment.instances,
+        instances=deployment.instances_total,
         samples=samples,
+        checks_transfers=deployment.kv_checksums,
     )
     try:
         launcher = await LocalLauncher.start(spec)
@@ -123,10 +124,9 @@ async def _fleet(
     deployment: Deployment, directory: Path, launcher: LocalLauncher
 ) -> AsyncIterator[tuple[Driver, Gateway, int]]:
     """Driver and gateway, running: the port answers from here on, /ready says when requests may come."""
-    engine, limits = deployment.engine, deployment.limits
-    policy = create(deployment.policy, engine.prefill_tokens_max)
-    control = ControlPlane(policy, FixedFleet(deployment.instances), limits.requests_max)
-    driver = Driver(control, launcher, engine.block_tokens)
+    limits = deployment.limits
+    control = ControlPlane(deployment.core_policy(), deployment.fleet(), limits.requests_max)
+    driver = Driver(control, launcher, deployment.engine.block_tokens)
     model = ServedModel(deployment.public_name, int(time.time()), launcher.loaded.context_tokens_max)
     gateway = Gateway(
         driver,
@@ -182,11 +182,17 @@ async def _fleet_lost(driver: Driver) -> None:
     raise StartError("all instances are lost and none can be started", "the lines above say why each of them failed")
 
 
-def _announce(deployment: Deployment, ready: int, port: int, seconds: float) -> None:
+def _ready_roles(driver: Driver) -> Counter[str]:
+    """How many of each role are ready."""
+    return Counter(instance.role for instance in driver.instances() if instance.state == "ready")
+
+
+def _announce(deployment: Deployment, ready: Counter[str], port: int, seconds: float) -> None:
     host = "127.0.0.1" if deployment.host in ("0.0.0.0", "::") else deployment.host
     url, name = f"http://{host}:{port}", deployment.public_name
+    count = f"{ready.total()} of {deployment.instances_total}"
     _tell(f"""
-{ready} of {deployment.instances} instances of {name} are ready after {seconds:.1f} s: {url}/v1
+{count} instances of {name}{_roles_told(deployment, ready)} are ready after {seconds:.1f} s: {url}/v1
 
   curl -N {url}/v1/completions -H 'Content-Type: application/json' \\
        -d '{{"prompt": "def fibonacci(n):", "max_tokens": 48, "temperature": 0, "stream": true}}'
@@ -196,6 +202,14 @@ def _announce(deployment: Deployment, ready: int, port: int, seconds: float) -> 
 
 Ctrl-C stops.
 """)
+
+
+def _roles_told(deployment: Deployment, ready: Counter[str]) -> str:
+    """The roles of the instances, where there is more than one, or may be."""
+    if deployment.moving == "keeps":
+        return ""
+    counts = [f"{ready[role]} {role}" for role in ("prefill", "decode", "mixed") if ready[role]]
+    return f" ({', '.join(counts)}{'; roles are planned' if deployment.roles == 'planned' else ''})"
 
 
 def _tell(text: str) -> None:

@@ -56,6 +56,8 @@ def _notes(deployment: Deployment) -> dict[Path, str]:
         ("threads_per_instance",): f"{deployment.threads} here",
         ("served_name",): deployment.public_name,
     }
+    if deployment.instances is None:
+        notes["instances",] = f"{deployment.instances_total} here"
     if deployment.model is None:
         notes["model",] = "the demo model"
     if deployment.engine.kv_cache_gib is None:

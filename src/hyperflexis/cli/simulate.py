@@ -15,14 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hyperflexis.cli import scenario, trace_files
+from hyperflexis.cli import fleets, scenario, trace_files
 from hyperflexis.cli.cells import Plan, Stream, simulate_all
 from hyperflexis.cli.errors import OperatorError
 from hyperflexis.cli.profile_file import check_writable, write
 from hyperflexis.cli.results import Cell, Result, table
 from hyperflexis.cli.scenario import ScenarioFile
 from hyperflexis.core.instance import Capacity
-from hyperflexis.policies import POLICIES, create, split_names
+from hyperflexis.policies import POLICIES, split_names
+from hyperflexis.sim.fabric import FabricSpec
 
 ALL_POLICIES = "all"
 STDOUT = "-"
@@ -53,7 +54,7 @@ def run(request: Request) -> int:
     loaded = scenario.load(request.file, request.sets)
     cells = _cells(request, loaded)
     _refuse_unwritable(request)
-    plan = _plan(request, loaded)
+    plan = _plan(request, loaded, cells)
     results = simulate_all(plan, cells, request.jobs)
     _tell_skipped(results)
     _write(request, loaded, results)
@@ -64,9 +65,7 @@ def run(request: Request) -> int:
 
 
 def _cells(request: Request, loaded: ScenarioFile) -> list[Cell]:
-    policies = [loaded.scenario.policy]
-    if request.policies is not None:
-        policies = _policies(request.policies, loaded.scenario.engine.prefill_tokens_max)
+    policies = _policies(request.policies, loaded)
     rates = (
         _numbers("--rate", request.rates, float, _is_rate, "numbers above 0") if request.rates is not None else [1.0]
     )
@@ -76,18 +75,22 @@ def _cells(request: Request, loaded: ScenarioFile) -> list[Cell]:
     return [Cell(policy, rate, seed) for policy in policies for rate in rates for seed in seeds]
 
 
-def _policies(text: str, prefill_tokens_max: int) -> list[str]:
-    if text.strip() == ALL_POLICIES:
-        return list(POLICIES)
-    names = list(dict.fromkeys(split_names(text)))
+def _policies(text: str | None, loaded: ScenarioFile) -> list[str]:
+    """Those asked for, each of which can serve the scenario's fleet."""
+    if text is None:
+        where, names = f"policy in {loaded.place('policy')}", [loaded.scenario.policy]
+    elif text.strip() == ALL_POLICIES:
+        return fleets.able(loaded.moving)
+    else:
+        where, names = "bad value for --policy", list(dict.fromkeys(split_names(text)))
     for name in names:
         bare = name.partition(":")[0]
         if close := difflib.get_close_matches(bare, POLICIES, n=1) if bare not in POLICIES else []:
             raise OperatorError(f"unknown policy '{bare}' in --policy: did you mean '{close[0]}'?")
         try:
-            create(name, prefill_tokens_max)
+            fleets.create(name, loaded.scenario.engine.prefill_tokens_max, loaded.moving)
         except ValueError as error:
-            raise OperatorError(f"bad value for --policy: {error}") from None
+            raise OperatorError(f"{where}: {error}") from None
     return names
 
 
@@ -126,7 +129,7 @@ def _json_path(request: Request) -> Path | None:
     return None if request.json_file in (None, STDOUT) else Path(str(request.json_file))
 
 
-def _plan(request: Request, loaded: ScenarioFile) -> Plan:
+def _plan(request: Request, loaded: ScenarioFile, cells: Sequence[Cell]) -> Plan:
     given, profile = loaded.scenario, loaded.profile()
     engine = given.engine
     blocks = profile.kv_tokens // engine.block_tokens
@@ -139,14 +142,23 @@ def _plan(request: Request, loaded: ScenarioFile) -> Plan:
         classes=given.service_classes(),
         streams=_streams(request, loaded),
         instances=loaded.instances,
-        capacity=Capacity(blocks, engine.block_tokens, engine.seqs_max),
+        capacity=Capacity(blocks, engine.block_tokens, engine.seqs_max, _kv_token_bytes(loaded, cells)),
         latency=profile.latency,
         truth=loaded.truth(profile.latency),
         noise=given.noise,
         prefill_tokens_max=engine.prefill_tokens_max,
         max_tokens=engine.max_tokens,
         skip_bad=request.skip_bad,
+        roles=loaded.roles(),
+        moving=loaded.moving,
+        fabric=FabricSpec(bytes_s=given.fleet.link_gb_s * 1e9, latency_s=given.fleet.link_latency_ms / 1e3),
     )
+
+
+def _kv_token_bytes(loaded: ScenarioFile, cells: Sequence[Cell]) -> int:
+    prefill_tokens_max = loaded.scenario.engine.prefill_tokens_max
+    policies = (fleets.create(cell.policy, prefill_tokens_max, loaded.moving) for cell in cells)
+    return loaded.kv_token_bytes(is_needed=any(policy.binder is not None for policy in policies))
 
 
 def _streams(request: Request, loaded: ScenarioFile) -> tuple[Stream, ...]:

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from hyperflexis.cli.complaint import complain
-from hyperflexis.cli.deployment import Deployment, contradictions
+from hyperflexis.cli.deployment import Deployment, contradictions, fleet_contradictions
 from hyperflexis.cli.document import file_entries, text_entries
 from hyperflexis.cli.entry import Entry, Source
 from hyperflexis.cli.errors import OperatorError
@@ -61,7 +61,11 @@ def load(
         deployment = Deployment.model_validate(values)
     except ValidationError as error:
         raise complain(error, sources) from None
-    if found := contradictions(deployment.classes, lambda *path: sources[path].place):
+
+    def place(*path: str) -> str:
+        return sources[path].place if path in sources else "the defaults"
+
+    if found := [*contradictions(deployment.classes, place), *fleet_contradictions(deployment, place)]:
         raise OperatorError("\n".join(found))
     return Settings(deployment, sources)
 

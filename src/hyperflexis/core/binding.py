@@ -66,7 +66,8 @@ class LeastPace:
                 return Placement(source, Reason(Why.NO_DECODE, (("pace_used", own),)))
         if target is source:
             return None
-        return Placement(target, Reason(Why.PREFILLED, (("pace_used", share),)))
+        step_s = target.latency.decode_step_s(len(target.decoding) + 1, target.context_tokens + request.context_tokens)
+        return Placement(target, Reason(Why.PREFILLED, (("pace_used", share),)), tpot_s=step_s)
 
     def _may_stay(self, request: Request, source: Instance, expected_tokens: int) -> bool:
         return self._stays and source.waiting_s() <= STAYS_S and has_room(request, source, expected_tokens)

@@ -378,8 +378,8 @@ class ControlPlane:
                 continue
             placement = binder.choose(request, instance, self._targets(instance), self.cluster, now)
             if placement is not None and placement.instance is not instance:
-                reason = placement.reason._replace(why=Why.PREFILLING)
-                commands.append(self._migrate(request, placement.instance, reason, now, at_first_token=True))
+                placement = replace(placement, reason=placement.reason._replace(why=Why.PREFILLING))
+                commands.append(self._hand_off(request, placement, now))
         return commands
 
     def _bind(self, now: float) -> list[Command]:
@@ -402,8 +402,13 @@ class ControlPlane:
             if placement is None or placement.instance is source:
                 commands.append(self.migrations.stay(request, Why.NO_DECODE))
             else:
-                commands.append(self._migrate(request, placement.instance, placement.reason, now, at_first_token=True))
+                commands.append(self._hand_off(request, placement, now))
         return commands
+
+    def _hand_off(self, request: Request, placement: Placement, now: float) -> Command:
+        if request.predicted_tpot_s is None:
+            request.predicted_tpot_s = placement.tpot_s
+        return self._migrate(request, placement.instance, placement.reason, now, at_first_token=True)
 
     def _targets(self, source: Instance) -> list[Instance]:
         """Where what is at an instance could decode."""

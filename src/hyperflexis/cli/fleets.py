@@ -1,0 +1,83 @@
+"""Fleets whose requests may go from one instance to another, and the policies that can serve them.
+
+A fleet `keeps` every request where it was put, has roles that stay (`fixed`), or roles that follow demand (`planned`).
+Instances with roles need a policy that moves requests, planned roles one that changes roles. Knows nothing of where a
+fleet is described.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from hyperflexis.core.control import Policy
+    from hyperflexis.core.instance import Role
+
+Roles = Literal["fixed", "planned"]
+"""What an operator can choose."""
+Moving = Literal["keeps", "fixed", "planned"]
+"""What that comes to: a fleet of mixed instances whose roles are fixed moves nothing of its own accord."""
+
+TUNING = "roles"
+"""What policies that can do either call it."""
+
+
+def moving(prefill: int, decode: int, roles: Roles) -> Moving:
+    """What a fleet asks of its policy."""
+    return roles if prefill or decode or roles == "planned" else "keeps"
+
+
+def in_order(prefill: int, mixed: int, decode: int) -> tuple[Role, ...]:
+    """The roles of instances in the order of their launch."""
+    from hyperflexis.core.instance import Role  # here, so that --help loads nothing of the core
+
+    return (Role.PREFILL,) * prefill + (Role.MIXED,) * mixed + (Role.DECODE,) * decode
+
+
+def lonely(prefill: int, mixed: int, decode: int) -> str:
+    """What a fleet lacks that only prefills or only decodes; empty if it lacks nothing."""
+    if prefill and not decode + mixed:
+        return "instances that prefill, and none that decodes: add decode or mixed ones"
+    if decode and not prefill + mixed:
+        return "instances that decode, and none that prefills: add prefill or mixed ones"
+    return ""
+
+
+def create(text: str, prefill_tokens_max: int, moving: Moving) -> Policy:
+    """A fresh policy, its tuning with its name if any, for a fleet that asks this of it.
+
+    Raises:
+        ValueError: there is no such policy, or it cannot serve such a fleet; the message names those that can.
+    """
+    from hyperflexis.policies import create, parse, tunables
+
+    if moving == "keeps":
+        return create(text, prefill_tokens_max)
+    name, tuning = parse(text)
+    if TUNING in tunables(name):
+        tuning.setdefault(TUNING, moving)
+    made = create(name, prefill_tokens_max, **tuning)
+    if made.binder is None:
+        raise ValueError(f"{text} keeps each request on one instance; these move them: {_listed('fixed')}")
+    if moving == "planned" and made.planner is None:
+        raise ValueError(f"{text} changes no roles; these do: {_listed('planned')}")
+    return made
+
+
+def able(moving: Moving) -> list[str]:
+    """The policies that can serve such a fleet, untuned."""
+    from hyperflexis.policies import POLICIES
+
+    return [name for name in POLICIES if _can(name, moving)]
+
+
+def _can(name: str, moving: Moving) -> bool:
+    from hyperflexis.policies import create, tunables
+
+    is_free = moving != "keeps" and TUNING in tunables(name)
+    made = create(name, 1024, **({TUNING: moving} if is_free else {}))
+    return moving == "keeps" or (made.binder is not None and (moving == "fixed" or made.planner is not None))
+
+
+def _listed(moving: Moving) -> str:
+    return ", ".join(sorted(able(moving)))
