@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
+import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from helpers.builders import SIMPLE, capacity
 from helpers.fleet import Fleet
+from hyperflexis.core import roles as roles_of_core
 from hyperflexis.core.binding import Binder, LeastPace
 from hyperflexis.core.cluster import Cluster
-from hyperflexis.core.commands import Conclude, Reason, Why
-from hyperflexis.core.control import ControlPlane, FixedFleet, Policy
+from hyperflexis.core.commands import Abandon, AssignRole, Cancel, Conclude, Migrate, Reason, Stay, Why
+from hyperflexis.core.control import MOVE_TRIES_MAX, STANDING_MAX_S, ControlPlane, FixedFleet, Policy
 from hyperflexis.core.dispatch import Dispatcher, Placement, SloDispatcher
-from hyperflexis.core.instance import Instance, Role
+from hyperflexis.core.events import Linked, LinkFailed, RequestCancelled, TransferFailed
+from hyperflexis.core.instance import Instance, InstanceState, Role
+from hyperflexis.core.links import RETRY_S
 from hyperflexis.core.relief import Relief
-from hyperflexis.core.request import Request
+from hyperflexis.core.request import Request, RequestState
 from hyperflexis.core.roles import GrowthPlanner, PlannerRules, RoleChange, RolePlanner
 from hyperflexis.core.slo import Slo
 from hyperflexis.core.step import StepRules
 
 P, D, M = Role.PREFILL, Role.DECODE, Role.MIXED
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _knows_soon() -> Iterator[None]:
+    """What is asked for is known at once, so that roles are planned in tests as short as these."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(roles_of_core, "KNOWN_S", 0.3)
+        yield
 
 
 @dataclass
@@ -192,3 +204,257 @@ def fleets(draw: st.DrawFn) -> Fleet:
 )
 def test_everyone_ends_once_with_every_token_whatever_is_lost_or_late(fleet: Fleet, acts: list[Act]) -> None:
     Play(fleet).play(acts)
+
+
+# By hand. Instance 0 prefills, 1 and 2 decode as well.
+
+
+@dataclass
+class Chosen:
+    """Binds to the instance that the test says, by id; None to hold."""
+
+    target: int | None = 1
+
+    def choose(
+        self, request: Request, source: Instance, targets: Sequence[Instance], cluster: Cluster, now: float
+    ) -> Placement | None:
+        able = [each for each in [*targets, source] if each.id == self.target]
+        return Placement(able[0], Reason(Why.PREFILLED)) if able else None
+
+
+def running(
+    *roles: Role, target: int | None = 1, relief: Relief | None = None, linked: bool = True
+) -> tuple[Fleet, Chosen]:
+    """A whole fleet. Nothing is bound before its first token is out."""
+    binder = Chosen(None)
+    policy = Policy("test", SloDispatcher(converts=False), StepRules(), binder=binder, relief=relief)
+    made = Fleet(ControlPlane(policy, FixedFleet(len(roles), roles)), capacity(100, 4, 8), SIMPLE)
+    for number in list(made.starting):
+        made.become_ready(number)
+    for link in list(made.links) if linked else []:
+        made.link_up(link)
+    made.wait(2.0)
+    binder.target = target
+    return made, binder
+
+
+def told(fleet: Fleet, kind: type) -> list[Any]:
+    return [command for command in fleet.commands if isinstance(command, kind)]
+
+
+def exchange(fleet: Fleet) -> None:
+    """Everyone hears everything; nobody takes a step."""
+    for number, member in fleet.members.items():
+        while member.outbox:
+            fleet.hear(number)
+        while member.inbox:
+            fleet.tell(number)
+
+
+def prefilled(fleet: Fleet, number: int = 0) -> int:
+    """A request whose first token is out there, and told."""
+    request_id = fleet.arrive(20, 8, 8)
+    exchange(fleet)
+    fleet.step(number)
+    fleet.hear(number)
+    return request_id
+
+
+def test_instance_takes_work_when_its_links_are_up_or_have_failed() -> None:
+    made, _ = running(P, M, linked=False)
+    states = [each.state for each in made.control.cluster.instances.values()]
+    assert states == [InstanceState.READY, InstanceState.LINKING], "the first one had nobody to be linked with"
+    there, back = made.links
+    made.link_up(there)
+    assert [each.id for each in made.control.cluster.ready] == [0]
+    made.link_down(back.source_id, back.target_id, back.version)
+    assert [each.id for each in made.control.cluster.ready] == [0, 1]
+    made.arrive(20, 8, 8)
+    made.finish()
+
+
+def test_roles_are_told_to_instances_and_acknowledged() -> None:
+    made, _ = running(P, M)
+    (assigned,) = told(made, AssignRole)
+    assert (assigned.instance_id, assigned.role, assigned.rules.hands_off) == (0, P, True)
+    exchange(made)
+    made.step(0)
+    made.hear(0)
+    assert made.control.cluster.instances[0].rules_in_force == assigned.version
+
+
+def test_first_token_is_handed_off_and_the_answer_goes_on_elsewhere() -> None:
+    made, _ = running(P, M)
+    number = prefilled(made)
+    (order,) = told(made, Migrate)
+    assert (order.source_id, order.target_id, order.at_first_token) == (0, 1, True)
+    assert made.control.cluster.requests[number].state is RequestState.STANDING
+    made.finish()
+    assert made.answers[number] == [900 + i for i in range(8)]
+    end = made.ends[number]
+    assert isinstance(end, Conclude)
+    assert end.verdict is not None
+    assert (end.verdict.instance, end.verdict.migrations) == ("i1", 1)
+
+
+def test_what_is_to_be_handed_off_is_sent_for_as_soon_as_its_prefill_has_begun() -> None:
+    made, _ = running(P, M)
+    made.control.policy = replace(made.control.policy, rules=StepRules(prefill_tokens_max=8))
+    exchange(made)
+    made.members[0].ends.body.scheduler.reconfigure(StepRules(prefill_tokens_max=8, hands_off=True))
+    number = prefilled(made)
+    (order,) = told(made, Migrate)
+    assert order.reason.why is Why.PREFILLING
+    assert made.control.cluster.requests[number].state is RequestState.PREFILLING
+    made.finish()
+    assert len(told(made, Migrate)) == 1
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_target_that_dies_leaves_it_to_be_bound_again(early: bool) -> None:
+    made, binder = running(P, M, M)
+    number = prefilled(made)
+    if not early:
+        for _ in range(2):
+            exchange(made)
+            for copy in list(made.members[1].ends.copies):
+                made.members[1].ends.end_copy(copy)
+        made.step(1)  # It has been adopted there, and that is not told.
+        assert made.members[1].ends.body.scheduler.find(number) is not None
+    binder.target = 2
+    made.lose(1)
+    made.wait(0.3)
+    assert [order.target_id for order in told(made, Migrate)] == [1, 2]
+    made.finish()
+    assert made.answers[number] == [900 + i for i in range(8)]
+
+
+@pytest.mark.parametrize("has_all", [True, False])
+def test_source_that_dies_leaves_it_to_its_target_if_that_has_everything(has_all: bool) -> None:
+    made, _ = running(P, M)
+    number = prefilled(made)
+    exchange(made)
+    if has_all:
+        for copy in list(made.members[1].ends.copies):
+            made.members[1].ends.end_copy(copy)
+        assert made.members[1].ends.body.scheduler.find(number) is not None
+    made.lose(0)
+    (abandon,) = told(made, Abandon)
+    assert (abandon.request_id, abandon.target_id) == (number, 1)
+    assert made.control.cluster.requests[number].state is RequestState.IN_TRANSIT
+    made.finish()
+    end = made.ends[number]
+    assert isinstance(end, Conclude)
+    assert end.verdict is not None
+    assert made.answers[number] == [900 + i for i in range(8)]
+    assert end.verdict.timeline.tokens == 8
+
+
+def test_client_that_leaves_during_a_move_is_told_to_the_target_first() -> None:
+    made, _ = running(P, M)
+    number = prefilled(made)
+    exchange(made)
+    made.cancel(number)
+    assert [(cancel.request_id, cancel.instance_id) for cancel in told(made, Cancel)] == [(number, 1), (number, 0)]
+    made.finish()
+    assert len(made.ends) == 1
+
+
+def test_move_that_fails_so_often_is_not_tried_again() -> None:
+    made, _ = running(P, M)
+    number = prefilled(made)
+    for tries in range(MOVE_TRIES_MAX):
+        assert len(told(made, Migrate)) == tries + 1
+        made.feed(TransferFailed(number, 1, "so the test says"))
+        made.members[1].inbox.clear()
+        made.wait(0.3)
+    (stay,) = told(made, Stay)
+    assert (stay.request_id, stay.instance_id, stay.reason.why) == (number, 0, Why.NO_DECODE)
+    made.finish()
+    assert len(told(made, Migrate)) == MOVE_TRIES_MAX
+
+
+def test_what_stands_still_for_too_long_goes_on() -> None:
+    made, _ = running(P, M, target=None)
+    number = prefilled(made)
+    made.wait(STANDING_MAX_S - 0.3)
+    assert told(made, Stay) == []
+    made.wait(0.6)
+    (stay,) = told(made, Stay)
+    assert stay.request_id == number
+    made.finish()
+
+
+def test_without_a_link_to_anyone_it_stays_at_once() -> None:
+    made, _ = running(P, M)
+    made.link_down(*next(link for link in made.up if link[:2] == (0, 1)))
+    number = prefilled(made)
+    (stay,) = told(made, Stay)
+    assert (stay.request_id, stay.move) == (number, None)
+    made.finish()
+
+
+def test_link_that_failed_is_used_again_when_it_is_up_again_as_another_version() -> None:
+    made, _ = running(P, M)
+    lost = next(link for link in made.up if link[:2] == (0, 1))
+    made.link_down(*lost)
+    made.wait(RETRY_S + 0.3)
+    (again,) = made.links
+    assert again.version > lost[2]
+    assert made.feed(Linked(*lost)) == [], "the old one"
+    assert not made.control.migrations.can(*made.control.cluster.ready)
+    made.link_up(again)
+    prefilled(made)
+    (order,) = told(made, Migrate)
+    assert order.link_version == again.version
+    made.feed(LinkFailed(*lost))
+    made.finish()
+
+
+def test_words_of_moves_that_are_over_change_nothing() -> None:
+    made, _ = running(P, M)
+    number = prefilled(made)
+    made.finish()
+    assert made.feed(TransferFailed(number, 1)) == []
+    assert made.feed(RequestCancelled(number)) == []
+    assert made.feed(TransferFailed(55, 0)) == []
+
+
+def test_role_that_changes_lets_what_stands_still_go_on_there() -> None:
+    @dataclass
+    class Once:
+        def plan(self, cluster: Cluster, now: float) -> list[RoleChange]:
+            return [RoleChange(each, M, Reason(Why.BALANCES)) for each in cluster.ready if each.role is P]
+
+    made, _ = running(P, M, target=None)
+    number = prefilled(made)
+    made.control.policy = replace(made.control.policy, planner=Once())
+    made.wait(0.3)
+    (stay,) = told(made, Stay)
+    assert (stay.request_id, stay.reason.why) == (number, Why.BALANCES)
+    assert told(made, AssignRole)[-1].rules.hands_off is False
+    made.finish()
+    assert told(made, Migrate) == []
+
+
+def test_instance_that_drains_in_a_quiet_fleet_is_stopped_and_replaced() -> None:
+    made, _ = running(P, M)
+    number = prefilled(made)
+    made.drain(1)
+    assert 1 in made.members, "it is to take one more"
+    made.finish()
+    assert 1 not in made.members
+    assert sorted([*made.members, *made.starting]) == [0, 2]
+    assert len(made.answers[number]) == 8
+    made.drain(0)
+    assert 0 not in made.members, "at once"
+
+
+def test_planner_says_nothing_of_a_link_that_is_due_between_two_ticks() -> None:
+    made, _ = running(P, M)
+    made.arrive(20, 8, 8)
+    made.wait(0.15)
+    made.link_down(*next(iter(made.up)))
+    made.wait(RETRY_S + 1.0)
+    assert made.links
+    made.finish()

@@ -25,7 +25,7 @@ from hyperflexis.core.dispatch import (
     is_feasible,
     score,
 )
-from hyperflexis.core.instance import Instance
+from hyperflexis.core.instance import Instance, Role
 from hyperflexis.core.latency import StepShape
 from hyperflexis.core.prefix import block_hashes
 from hyperflexis.core.request import Request
@@ -403,3 +403,62 @@ def test_reason_reads_as_a_sentence_with_numbers() -> None:
     assert str(choose(request(prompt_tokens=20, slo=ASKED), instance()).reason) == (
         "fits every promise there (ttft_s=0.03, peak_step_s=0.011)"
     )
+
+
+# Where instances prefill for others.
+
+
+def early(number: int, prompt_tokens: int) -> Request:
+    """It is due before all others."""
+    return request(number, prompt_tokens, slo=slo(ttft_s=0.1))
+
+
+def parted(*roles: Role) -> Cluster:
+    made = cluster(len(roles))
+    for each, role in zip(made.ready, roles, strict=True):
+        each.role = role
+    made.note_ready()
+    return made
+
+
+def parted_choice(made: Cluster, newcomer: Request, *, converts: bool = True) -> tuple[int, Why]:
+    placement = SloDispatcher(converts=converts).choose(newcomer, made.fronts, made, 0.0)
+    return placement.instance.id, placement.reason.why
+
+
+def test_new_request_goes_to_who_prefills_as_long_as_that_is_in_time() -> None:
+    made = parted(Role.PREFILL, Role.MIXED, Role.PREFILL)
+    newcomer = request(90, slo=slo(0.5, 0.1))
+    assert parted_choice(made, newcomer) == (0, Why.FEASIBLE)
+    place(early(1, 100), made.ready[0])
+    assert parted_choice(made, newcomer) == (2, Why.FEASIBLE)
+    place(early(2, 200), made.ready[2])
+    assert parted_choice(made, newcomer) == (0, Why.FEASIBLE)
+
+
+@pytest.mark.parametrize("role", [Role.MIXED, Role.DECODE])
+def test_request_that_would_be_late_there_is_prefilled_where_it_will_decode(role: Role) -> None:
+    made = parted(Role.PREFILL, role, role)
+    place(early(1, 900), made.ready[0])
+    newcomer = request(90, slo=slo(0.5, 0.1))
+    assert parted_choice(made, newcomer) == (1, Why.FEASIBLE)
+    assert parted_choice(made, newcomer, converts=False) == (0, Why.LEAST_HARM)
+    place(early(2, 100), made.ready[1])
+    assert parted_choice(made, newcomer) == (2, Why.FEASIBLE), "the earliest first token"
+
+
+@pytest.mark.parametrize(("decodes", "expected"), [(68, 1), (71, 0)])
+def test_only_where_steps_stay_well_below_the_pace(decodes: int, expected: int) -> None:
+    """A step of 71 decodes and the newcomer takes 82 ms, more than .8 of 100."""
+    made = parted(Role.PREFILL, Role.MIXED)
+    place(early(1, 900), made.ready[0])
+    for number in range(decodes):
+        decode(request(100 + number), made.ready[1])
+    assert parted_choice(made, request(90, slo=slo(0.9, 0.1)))[0] == expected
+
+
+def test_request_that_would_be_late_everywhere_goes_to_who_prefills() -> None:
+    made = parted(Role.PREFILL, Role.MIXED)
+    for each in made.ready:
+        place(early(each.id, 900), each)
+    assert parted_choice(made, request(90, slo=slo(0.5, 0.1))) == (0, Why.LEAST_HARM)

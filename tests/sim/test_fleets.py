@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from helpers.builders import H100_8B, SIMPLE
+from hyperflexis.core import roles as roles_of_core
 from hyperflexis.core.cluster import Cluster
 from hyperflexis.core.commands import Abandon, AssignRole, Command, Migrate, Reason, Stay, Why
 from hyperflexis.core.control import STANDING_MAX_S, Policy
@@ -28,6 +29,16 @@ from hyperflexis.sim.simulation import FleetSpec, Simulation
 from sim.test_simulation import CLASSES, same
 
 P, D, M = Role.PREFILL, Role.DECODE, Role.MIXED
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _knows_soon() -> Iterator[None]:
+    """What is asked for is known at once, so that roles are planned in tests as short as these."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(roles_of_core, "KNOWN_S", 0.3)
+        yield
+
+
 KV_TOKEN_BYTES = 131_072
 Line = tuple[float, Event, list[Command]]
 
