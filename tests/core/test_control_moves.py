@@ -17,7 +17,7 @@ from hyperflexis.core import roles as roles_of_core
 from hyperflexis.core.binding import Binder, LeastPace
 from hyperflexis.core.cluster import Cluster
 from hyperflexis.core.commands import Abandon, AssignRole, Cancel, Conclude, Migrate, Reason, Stay, Why
-from hyperflexis.core.control import MOVE_TRIES_MAX, STANDING_MAX_S, ControlPlane, FixedFleet, Policy
+from hyperflexis.core.control import MOVE_TRIES_MAX, STANDING_MAX_S, SWITCH_MAX_S, ControlPlane, FixedFleet, Policy
 from hyperflexis.core.dispatch import Dispatcher, Placement, SloDispatcher
 from hyperflexis.core.events import Linked, LinkFailed, RequestCancelled, TransferFailed
 from hyperflexis.core.instance import Instance, InstanceState, Role
@@ -435,6 +435,22 @@ def test_role_that_changes_lets_what_stands_still_go_on_there() -> None:
     assert told(made, AssignRole)[-1].rules.hands_off is False
     made.finish()
     assert told(made, Migrate) == []
+
+
+def test_instance_that_does_not_take_its_new_role_has_the_old_one() -> None:
+    made, _ = running(M, M)
+    made.arrive(20, 8, 8)
+    instance = made.control.cluster.instances[1]
+    change = RoleChange(instance, P, Reason(Why.BALANCES))
+    made.commands.extend(made.control._change_role(change, made.now))
+    assert instance.role is P
+    made.wait(SWITCH_MAX_S - 1.0)
+    assert instance.role is P
+    made.wait(2.0)
+    assert instance.role is M
+    last = told(made, AssignRole)[-1]
+    assert (last.instance_id, last.role, last.reason.why) == (1, M, Why.SWITCH_FAILED)
+    made.finish()
 
 
 def test_instance_that_drains_in_a_quiet_fleet_is_stopped_and_replaced() -> None:

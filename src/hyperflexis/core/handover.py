@@ -109,6 +109,10 @@ class Giver:
         assert held is not None, f"sequence {sequence_id} is offered and not here"
         return self._last(sequence_id, NOWHERE, held)
 
+    def has_stopped(self, sequence_id: int) -> bool:
+        """Whether it stands still for a move that called for it, and not because it was handed off."""
+        return sequence_id in self._stopped
+
     def may_stop(self) -> bool:
         """Whether someone waits for a sequence that stands still only at the end of a step."""
         return any(not call.at_first_token for call in self._calls.values())

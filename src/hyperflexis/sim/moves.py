@@ -220,6 +220,8 @@ class SimMoves:
             return None
         if self._giver is None:
             self._giver = Giver(self._owner.scheduler)
+        if self._giver.has_stopped(request_id):  # For a move whose end is not known here yet.
+            return None
         return self._giver.offer(request_id), self._parting(request_id)
 
     def make_way(self, request_id: int) -> None:
