@@ -13,6 +13,8 @@ from adapters.relay import Relay
 from hyperflexis.wire.messages import Abandon, ExposeKv, FinishReason, Reclaim, Sampling, Stay, Unlink
 
 PROMPT = [11 + i for i in range(40)]
+ANSWER_TOKENS = 160
+"""More than are emitted before the words of a move have gone to and fro, however busy the machine is."""
 LONG = [11 + i % 50 for i in range(600)]
 SAMPLINGS = {
     "greedy": GREEDY,
@@ -44,12 +46,12 @@ def assert_alike(relay: Relay, one: int, other: int) -> None:
 async def test_moved_request_goes_on_as_if_it_had_stayed(fleet: Fleet, sampling: Sampling, tokens: int) -> None:
     relay = Relay(fleet)
     await relay.linked()
-    relay.submit(0, submission(1, PROMPT, 40, sampling=sampling))
+    relay.submit(0, submission(1, PROMPT, ANSWER_TOKENS, sampling=sampling))
     await relay.until_heard(1, tokens)
     relay.move(1, target=1)
     await relay.until_ended(1)
     assert relay.homes[1] == 1
-    await unmoved(relay, 100, (PROMPT, 40, sampling))
+    await unmoved(relay, 100, (PROMPT, ANSWER_TOKENS, sampling))
     assert_alike(relay, 1, 100)
     await relay.check_empty()
     relay.close()

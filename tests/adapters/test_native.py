@@ -168,11 +168,21 @@ async def test_instance_that_fails_says_why(fleet: NativeFleet) -> None:
     heard = Heard()
     adapter = fleet.start(heard)
     await heard.until_ready()
-    adapter.configure({"no_such_rule": 1})
+    adapter._send((4).to_bytes(4, "little") + b"\xc1\xc1\xc1\xc1")
     why = await heard.until_lost()
-    assert why.startswith("ValueError: unknown step rule: ")
-    assert "no_such_rule" in why
+    assert why.startswith("WireError: a message cannot be read: ")
     await until_dead(fleet.pid(adapter))
+
+
+@contract
+async def test_instance_keeps_its_rules_where_the_new_ones_are_none(fleet: NativeFleet) -> None:
+    heard = Heard()
+    adapter = fleet.start(heard)
+    await heard.until_ready()
+    adapter.configure({"no_such_rule": 1}, 3)
+    adapter.submit(submission(1, [5, 6, 7], 4))
+    await heard.until_finished(1)
+    assert {report.rules_version for report in heard.reports} == {0}, "it does not say that they are in force"
 
 
 @contract
