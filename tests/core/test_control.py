@@ -278,6 +278,7 @@ def test_lost_instance_is_replaced_and_its_requests_go_elsewhere_with_what_they_
     ]
     one = plane.cluster.requests[1]
     assert (one.instance_id, one.emitted_tokens, one.dispatches) == (1, 1, 2)
+    assert one.planned_tokens == one.prompt_tokens + one.max_tokens, "what it has emitted is part of its answer"
 
 
 def test_last_instance_lost_holds_its_requests_for_the_next() -> None:

@@ -317,6 +317,7 @@ class ControlPlane:
                 instance.begin_decoding(request)
         if event.latency is not None:
             instance.latency.adopt(event.latency)
+        instance.rules_in_force = max(instance.rules_in_force, event.rules_version)
         instance.observe_step(event.shape, event.duration_s, now)
         for request in instance.outgrown():
             instance.replan(request, request.prompt_tokens + self.cluster.expected_tokens(request))
@@ -326,7 +327,6 @@ class ControlPlane:
         self, instance: Instance, event: InstanceReported, unwanted: Sequence[int], now: float
     ) -> list[Command]:
         """Take what a report says of moves, and go on with them."""
-        instance.rules_in_force = max(instance.rules_in_force, event.rules_version)
         for request_id in event.suspended:
             self._stand(instance, request_id, now)
         commands: list[Command] = [Cancel(i, instance.id, Reason(Why.CLIENT_LEFT)) for i in unwanted]
@@ -626,7 +626,8 @@ class ControlPlane:
             request.predicted_tpot_s = placement.tpot_s
         expected = self.cluster.expected_tokens(request)
         is_prefill = placement.instance.role is Role.PREFILL
-        placement.instance.place(request, request.context_tokens + (1 if is_prefill else expected), now)
+        planned = request.context_tokens + 1 if is_prefill else request.prompt_tokens + expected
+        placement.instance.place(request, planned, now)
         return Dispatch(request.id, placement.instance.id, placement.reason, expected)
 
     def _excess_s(self, request: Request, placement: Placement) -> float:

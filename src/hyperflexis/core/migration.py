@@ -28,7 +28,6 @@ class Migration:
     target: Instance
     at_first_token: bool
     move: int
-    began_s: float
 
 
 class Migrations:
@@ -59,7 +58,7 @@ class Migrations:
         expected = self._cluster.expected_tokens(request)
         target.expect(request, request.prompt_tokens + expected, now)
         self._moves += 1
-        self.under_way[request.id] = Migration(request, source, target, at_first_token, self._moves, now)
+        self.under_way[request.id] = Migration(request, source, target, at_first_token, self._moves)
         return Migrate(
             request.id,
             source.id,
