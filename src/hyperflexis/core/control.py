@@ -410,19 +410,11 @@ class ControlPlane:
     def _hand_off(self, request: Request, placement: Placement, now: float) -> Command:
         if request.predicted_tpot_s is None:
             request.predicted_tpot_s = placement.tpot_s
-        return self._migrate(request, placement.instance, placement.reason, now, at_first_token=True)
+        return self.migrations.begin(request, placement.instance, placement.reason, now, at_first_token=True)
 
     def _targets(self, source: Instance) -> list[Instance]:
         """Where what is at an instance could decode."""
         return [i for i in self.cluster.ready if i.role is not Role.PREFILL and self.migrations.can(source, i)]
-
-    def _migrate(
-        self, request: Request, target: Instance, reason: Reason, now: float, *, at_first_token: bool = False
-    ) -> Command:
-        assert request.instance_id is not None
-        kv_bytes = request.context_tokens * target.capacity.kv_token_bytes
-        self.cluster.network.send(request.instance_id, target.id, kv_bytes, now)
-        return self.migrations.begin(request, target, reason, now, at_first_token=at_first_token)
 
     def _arrive(self, target: Instance, arrival: Arrival) -> bool:
         """Count a request where it is now; False if nobody wants it there any more."""
@@ -533,7 +525,7 @@ class ControlPlane:
         return self._perform(self.policy.relief.plan(self.cluster, self.migrations), now)
 
     def _perform(self, moves: Sequence[Move], now: float) -> list[Command]:
-        return [self._migrate(request, target, reason, now) for request, target, reason in moves]
+        return [self.migrations.begin(request, target, reason, now) for request, target, reason in moves]
 
     def _on_drained(self, event: InstanceDrained, now: float) -> list[Command]:
         """Take an instance out of service: what it has leaves it, or ends there."""

@@ -56,6 +56,9 @@ class Migrations:
         version = self._links.version(source.id, target.id)
         assert version is not None, f"{target.name} is not linked to {source.name}"
         expected = self._cluster.expected_tokens(request)
+        recomputes = not at_first_token and self._is_cheaper_anew(request, source, target, now)
+        if not recomputes:
+            self._cluster.network.send(source.id, target.id, _kv_bytes(request, target), now)
         target.expect(request, request.prompt_tokens + expected, now)
         self._moves += 1
         self.under_way[request.id] = Migration(request, source, target, at_first_token, self._moves)
@@ -69,13 +72,12 @@ class Migrations:
             self._moves,
             reason,
             expected,
-            recomputes=not at_first_token and self._is_cheaper_anew(request, source, target, now),
+            recomputes=recomputes,
         )
 
     def _is_cheaper_anew(self, request: Request, source: Instance, target: Instance, now: float) -> bool:
         """Whether computing its KV at the target is predicted to take less time than copying it."""
-        kv_bytes = request.context_tokens * target.capacity.kv_token_bytes
-        copy_s = self._cluster.network.arrival_s(source.id, target.id, kv_bytes, now) - now
+        copy_s = self._cluster.network.arrival_s(source.id, target.id, _kv_bytes(request, target), now) - now
         prefill_s = target.waiting_s() + target.latency.model.base_s(True, bool(target.decoding))
         return prefill_s + target.prefill_work_s(request, target.cached_tokens(request)) < copy_s
 
@@ -149,3 +151,8 @@ class Migrations:
         for request in self._cluster.requests.values():
             is_lost = request.state is RequestState.IN_TRANSIT
             assert not is_lost or request.id in self.under_way, f"in transit to nowhere: {request!r}"
+
+
+def _kv_bytes(request: Request, target: Instance) -> int:
+    """What copying it there copies."""
+    return request.context_tokens * target.capacity.kv_token_bytes
