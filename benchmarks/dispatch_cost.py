@@ -17,8 +17,9 @@ import numpy as np
 
 import record
 from hyperflexis.core.cluster import Cluster
-from hyperflexis.core.control import ControlPlane, FixedFleet
+from hyperflexis.core.control import ControlPlane
 from hyperflexis.core.events import InstanceReady, InstanceReported, RequestArrived, RequestCancelled, Wakeup
+from hyperflexis.core.fleet import FleetBounds
 from hyperflexis.core.instance import Capacity
 from hyperflexis.core.latency import StepShape
 from hyperflexis.core.request import Request
@@ -38,7 +39,7 @@ def slo(rng: np.random.Generator) -> Slo:
 
 def filled(instances: int, rng: np.random.Generator) -> ControlPlane:
     """A fleet, each of whose instances has so many requests waiting and decoding."""
-    control = ControlPlane(create("hyperflexis", 8192), FixedFleet(instances), requests_max=10**9)
+    control = ControlPlane(create("hyperflexis", 8192), FleetBounds.fixed(instances), requests_max=10**9)
     control.handle(Wakeup(), 0.0)
     for instance in list(control.cluster.instances.values()):
         capacity = Capacity(PROFILE.kv_tokens // 16, 16, 512)

@@ -51,7 +51,8 @@ async def serve_ours(tokens: list[int]) -> None:
     """Become a gateway over two stand-in instances; prints its port."""
     from hyperflexis.adapters.contract import Adapter, Listener
     from hyperflexis.adapters.native.host import NativeAdapter
-    from hyperflexis.core.control import ControlPlane, FixedFleet
+    from hyperflexis.core.control import ControlPlane
+    from hyperflexis.core.fleet import FleetBounds
     from hyperflexis.core.instance import Role
     from hyperflexis.core.slo import ServiceClass
     from hyperflexis.gateway.backend import ServedModel
@@ -72,7 +73,7 @@ async def serve_ours(tokens: list[int]) -> None:
             theirs.close()
             return NativeAdapter(ours, listener, asyncio.get_running_loop())
 
-    driver = Driver(ControlPlane(create("hyperflexis", 2048), FixedFleet(2)), StandIns(), 16)
+    driver = Driver(ControlPlane(create("hyperflexis", 2048), FleetBounds.fixed(2)), StandIns(), 16)
     driver.start()
     await driver.wait_until(lambda: driver.ready_instances == 2)
     gateway = Gateway(

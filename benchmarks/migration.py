@@ -29,9 +29,10 @@ import uvloop
 import record
 from hyperflexis.core.binding import LeastPace
 from hyperflexis.core.commands import Command, Reason, Why
-from hyperflexis.core.control import ControlPlane, FixedFleet, Policy
+from hyperflexis.core.control import ControlPlane, Policy
 from hyperflexis.core.dispatch import SloDispatcher
 from hyperflexis.core.events import Arrival, Event, InstanceReported
+from hyperflexis.core.fleet import FleetBounds
 from hyperflexis.core.step import StepRules
 from hyperflexis.runtime.driver import Driver
 from hyperflexis.runtime.launchers.local import LocalLauncher, LocalSpec
@@ -106,7 +107,7 @@ class Fleet:
 
     def __init__(self, launcher: LocalLauncher) -> None:
         policy = Policy("measured", SloDispatcher(separation=0), StepRules(prefill_tokens_max=2048), binder=LeastPace())
-        self.control = Watched(policy, FixedFleet(2))
+        self.control = Watched(policy, FleetBounds.fixed(2))
         self.control.clients, self.control.seen = {}, {}
         self.driver = Driver(self.control, launcher, block_tokens=16)
         self._salt = 0

@@ -32,7 +32,8 @@ import uvloop
 
 import record
 from hyperflexis.adapters.contract import Adapter, Listener
-from hyperflexis.core.control import ControlPlane, FixedFleet
+from hyperflexis.core.control import ControlPlane
+from hyperflexis.core.fleet import FleetBounds
 from hyperflexis.core.instance import Capacity, Role
 from hyperflexis.core.latency import LatencyModel, Sample, StepShape, fit
 from hyperflexis.core.slo import ServiceClass, Slo
@@ -147,7 +148,7 @@ async def run_live(plan: Plan, warm_s: float) -> tuple[list[Row], dict[str, list
     """What became of the requests, the steps before and after the end of the warm-up, and the instances' size."""
     launcher = await LocalLauncher.start(LocalSpec(str(MODEL), device="cpu", instances=INSTANCES))
     watch = Watch(launcher)
-    control = ControlPlane(create("hyperflexis", PREFILL_TOKENS_MAX), FixedFleet(INSTANCES))
+    control = ControlPlane(create("hyperflexis", PREFILL_TOKENS_MAX), FleetBounds.fixed(INSTANCES))
     driver = Driver(control, watch, BLOCK_TOKENS)
     driver.start()
     await driver.wait_until(lambda: driver.ready_instances == INSTANCES)

@@ -22,9 +22,10 @@ import uvloop
 import record
 from hyperflexis.core.binding import LeastPace
 from hyperflexis.core.commands import Command, Reason, Why
-from hyperflexis.core.control import ControlPlane, FixedFleet, Policy
+from hyperflexis.core.control import ControlPlane, Policy
 from hyperflexis.core.dispatch import SloDispatcher
 from hyperflexis.core.events import Event, InstanceReported
+from hyperflexis.core.fleet import FleetBounds
 from hyperflexis.core.instance import Role
 from hyperflexis.core.roles import RoleChange
 from hyperflexis.core.step import StepRules
@@ -77,7 +78,7 @@ class Fleet:
 
     def __init__(self, launcher: LocalLauncher) -> None:
         policy = Policy("measured", SloDispatcher(separation=0), StepRules(prefill_tokens_max=2048), binder=LeastPace())
-        self.control = Watched(policy, FixedFleet(2))
+        self.control = Watched(policy, FleetBounds.fixed(2))
         self.control.in_force_s = {}
         self.driver = Driver(self.control, launcher, block_tokens=16)
         self.answered = self.failed = self.moved = 0

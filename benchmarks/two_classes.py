@@ -24,7 +24,8 @@ from typing import Any
 import uvloop
 
 import record
-from hyperflexis.core.control import ControlPlane, FixedFleet
+from hyperflexis.core.control import ControlPlane
+from hyperflexis.core.fleet import FleetBounds
 from hyperflexis.policies import create
 from hyperflexis.runtime.driver import Driver
 from hyperflexis.runtime.launchers.local import LocalLauncher, LocalSpec
@@ -91,7 +92,7 @@ def arrivals(rate: float, seconds: float, seed: int) -> list[tuple[float, Load, 
 
 async def run(launcher: LocalLauncher, policy: str, rate: float, seconds: float, seed: int) -> dict[str, float]:
     """Attainment by class."""
-    driver = Driver(ControlPlane(create(policy, 2048), FixedFleet(2)), launcher, 16)
+    driver = Driver(ControlPlane(create(policy, 2048), FleetBounds.fixed(2)), launcher, 16)
     driver.start()
     await driver.wait_until(lambda: driver.ready_instances == 2)
     loop = asyncio.get_running_loop()

@@ -30,7 +30,8 @@ from adapters.fleets import (
 )
 from hyperflexis.adapters.native.host import NativeAdapter, StartError, ZygoteHost
 from hyperflexis.adapters.native.messages import Fork, Load, Loaded
-from hyperflexis.core.control import ControlPlane, FixedFleet
+from hyperflexis.core.control import ControlPlane
+from hyperflexis.core.fleet import FleetBounds
 from hyperflexis.policies import create
 from hyperflexis.runtime.driver import Driver
 from hyperflexis.runtime.launchers.local import LocalLauncher, LocalSpec
@@ -228,7 +229,7 @@ async def test_logprobs_belong_to_their_tokens(fleet: NativeFleet) -> None:
 
 @contract
 async def test_stream_survives_the_death_of_its_process(fleet: NativeFleet) -> None:
-    control = ControlPlane(create("hyperflexis", 512), FixedFleet(2))
+    control = ControlPlane(create("hyperflexis", 512), FleetBounds.fixed(2))
     driver = Driver(control, fleet.launcher, block_tokens=16)
     driver.start()
     async with asyncio.timeout(PATIENCE_S):

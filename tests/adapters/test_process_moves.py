@@ -14,8 +14,9 @@ from helpers import soak
 from hyperflexis.adapters.native.host import NativeAdapter
 from hyperflexis.core.binding import LeastPace
 from hyperflexis.core.commands import Reason, Why
-from hyperflexis.core.control import FixedFleet, Policy
+from hyperflexis.core.control import Policy
 from hyperflexis.core.dispatch import SloDispatcher
+from hyperflexis.core.fleet import FleetBounds
 from hyperflexis.core.instance import Role
 from hyperflexis.core.step import StepRules
 from hyperflexis.runtime.driver import Driver
@@ -32,7 +33,7 @@ class Fleet:
 
     def __init__(self, native: NativeFleet, *roles: Role) -> None:
         policy = Policy("moving", SloDispatcher(separation=0), StepRules(prefill_tokens_max=96), binder=LeastPace())
-        self.control = CheckedControlPlane(policy, FixedFleet(len(roles), roles))
+        self.control = CheckedControlPlane(policy, FleetBounds.fixed(len(roles), roles))
         self.control.journal = []
         self.driver = Driver(self.control, native.launcher, block_tokens=16)
         self.accidents: list[str] = []
@@ -49,7 +50,7 @@ class Fleet:
 
     async def until_whole(self) -> None:
         async with asyncio.timeout(PATIENCE_S):
-            while len(self.control.cluster.ready) < self.control.fleet.instances:  # noqa: ASYNC110 no event tells
+            while len(self.control.cluster.ready) < self.control.sizing.wanted:  # noqa: ASYNC110 no event tells
                 await asyncio.sleep(0.005)
 
     def submit(self, prompt: list[int], max_tokens: int, sampling: Sampling) -> Client:

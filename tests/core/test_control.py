@@ -14,7 +14,7 @@ from helpers.builders import SIMPLE, arrival, capacity, slo
 from helpers.world import STOP, Job, World, relabelled
 from hyperflexis.core.cadence import STEPS_MAX
 from hyperflexis.core.commands import Cancel, Command, Conclude, Dispatch, Launch, Reject, Why
-from hyperflexis.core.control import DISPATCHES_MAX, ControlPlane, FixedFleet, Policy
+from hyperflexis.core.control import DISPATCHES_MAX, ControlPlane, Policy
 from hyperflexis.core.dispatch import SloDispatcher
 from hyperflexis.core.events import (
     Event,
@@ -26,6 +26,7 @@ from hyperflexis.core.events import (
     RequestFinished,
     Wakeup,
 )
+from hyperflexis.core.fleet import FleetBounds
 from hyperflexis.core.latency import StepShape
 from hyperflexis.core.request import RequestState
 from hyperflexis.core.slo import Slo
@@ -38,7 +39,7 @@ CAPACITY = capacity(blocks=100, block_tokens=4, seqs_max=8)
 def control(instances: int = 1, requests_max: int = 1000, **fleet: float) -> ControlPlane:
     return ControlPlane(
         Policy("test", SloDispatcher(), StepRules()),
-        FixedFleet(instances, **fleet),
+        FleetBounds.fixed(instances, **fleet),
         requests_max,
     )
 
@@ -313,10 +314,10 @@ def test_instances_that_fail_to_start_together_count_as_one_failure() -> None:
     plane = control(3, launch_attempts_max=2)
     feed(plane, Wakeup())
     feed(plane, *(InstanceLost(number) for number in range(3)), now=5.0)
-    assert plane.is_startable()
+    assert plane.sizing.is_startable()
     assert len(feed(plane, Wakeup(), now=6.0)) == 3
     feed(plane, InstanceLost(3), now=7.0)
-    assert not plane.is_startable()
+    assert not plane.sizing.is_startable()
 
 
 def test_launching_backs_off_doubling_and_gives_up() -> None:
@@ -333,7 +334,7 @@ def test_launching_backs_off_doubling_and_gives_up() -> None:
         now = wakeup_s
     assert pauses == [1.0, 2.0, 4.0]
     assert summary(feed(plane, InstanceLost(3), now=now)) == [("Reject", 1, Why.START_FAILS)]
-    assert not plane.is_startable()
+    assert not plane.sizing.is_startable()
     assert plane.next_wakeup() is None
     assert summary(feed(plane, arrival(2), now=now + 1)) == [("Reject", 2, Why.START_FAILS)]
 
@@ -344,13 +345,13 @@ def test_success_forgets_failures() -> None:
     feed(plane, Wakeup(), ready(1), now=10.0)
     feed(plane, InstanceLost(1), now=20.0)
     feed(plane, InstanceLost(2), now=30.0)
-    assert plane.is_startable()
+    assert plane.sizing.is_startable()
 
 
 def test_giving_up_on_more_instances_keeps_those_that_run() -> None:
     plane = control(2, launch_attempts_max=1)
     feed(plane, Wakeup(), ready(0), InstanceLost(1))
-    assert not plane.is_startable()
+    assert not plane.sizing.is_startable()
     assert summary(feed(plane, arrival(1))) == [("Dispatch", 1, Why.FEASIBLE)]
 
 
@@ -383,7 +384,7 @@ class Anything(RuleBasedStateMachine):
         attempts=st.sampled_from([2, 100]),
     )
     def start(self, instances: int, blocks: int, policy: str, requests_max: int, attempts: int) -> None:
-        fleet = FixedFleet(instances, launch_attempts_max=attempts)
+        fleet = FleetBounds.fixed(instances, launch_attempts_max=attempts)
         plane = ControlPlane(create(policy, 16), fleet, requests_max)
         self.world = World(plane, capacity(blocks, 4, 4), SIMPLE, checks=True)
         self.now = 0.0
@@ -523,7 +524,7 @@ class Anything(RuleBasedStateMachine):
     def check_replay(self, rename: int) -> None:
         """The same events give the same commands, and ids are only labels: stretched in order, they change no more."""
         plane = self.world.control
-        twin = ControlPlane(create(plane.policy.name, 16), plane.fleet, plane.requests_max)
+        twin = ControlPlane(create(plane.policy.name, 16), plane.sizing.fleet, plane.requests_max)
         for now, event, commands in self.world.journal:
             renamed = [relabelled(command, rename) for command in commands]
             assert twin.handle(relabelled(event, rename), now) == renamed

@@ -17,9 +17,10 @@ from hyperflexis.core import roles as roles_of_core
 from hyperflexis.core.binding import Binder, LeastPace
 from hyperflexis.core.cluster import Cluster
 from hyperflexis.core.commands import Abandon, AssignRole, Cancel, Conclude, Migrate, Reason, Stay, Why
-from hyperflexis.core.control import MOVE_TRIES_MAX, STANDING_MAX_S, SWITCH_MAX_S, ControlPlane, FixedFleet, Policy
+from hyperflexis.core.control import MOVE_TRIES_MAX, STANDING_MAX_S, SWITCH_MAX_S, ControlPlane, Policy
 from hyperflexis.core.dispatch import Dispatcher, Placement, SloDispatcher
 from hyperflexis.core.events import Linked, LinkFailed, RequestCancelled, TransferFailed
+from hyperflexis.core.fleet import FleetBounds
 from hyperflexis.core.instance import Instance, InstanceState, Role
 from hyperflexis.core.links import RETRY_S
 from hyperflexis.core.relief import Relief
@@ -189,7 +190,7 @@ def fleets(draw: st.DrawFn) -> Fleet:
     rules = StepRules(prefill_tokens_max=draw(st.integers(3, 24)), prefill_tokens_floor=2)
     relief = draw(st.none() | st.builds(Relief))
     policy = Policy("any", dispatcher, rules, binder=binder, planner=planner, relief=relief)
-    plane = ControlPlane(policy, FixedFleet(instances, roles, launch_attempts_max=100))
+    plane = ControlPlane(policy, FleetBounds.fixed(instances, roles, launch_attempts_max=100))
     return Fleet(plane, capacity(draw(st.integers(16, 40)) // 2, 2, draw(st.integers(2, 5))), SIMPLE)
 
 
@@ -228,7 +229,7 @@ def running(
     """A whole fleet. Nothing is bound before its first token is out."""
     binder = Chosen(None)
     policy = Policy("test", SloDispatcher(converts=False), StepRules(), binder=binder, relief=relief)
-    made = Fleet(ControlPlane(policy, FixedFleet(len(roles), roles)), capacity(100, 4, 8), SIMPLE)
+    made = Fleet(ControlPlane(policy, FleetBounds.fixed(len(roles), roles)), capacity(100, 4, 8), SIMPLE)
     for number in list(made.starting):
         made.become_ready(number)
     for link in list(made.links) if linked else []:

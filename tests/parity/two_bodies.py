@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass, replace
 from hyperflexis.adapters.contract import Adapter, Listener
 from hyperflexis.adapters.modelled import ModelledAdapter, Ways
 from hyperflexis.core.commands import Command
-from hyperflexis.core.control import ControlPlane, FixedFleet
+from hyperflexis.core.control import ControlPlane
 from hyperflexis.core.events import Event, RequestCancelled
+from hyperflexis.core.fleet import FleetBounds
 from hyperflexis.core.instance import Capacity, Role
 from hyperflexis.core.latency import LatencyModel, StepShape
 from hyperflexis.core.prefix import block_hashes
@@ -29,6 +30,7 @@ from hyperflexis.sim.instance import in_ticks
 from hyperflexis.sim.job import Job
 from hyperflexis.sim.kernel import to_ticks_s
 from hyperflexis.sim.simulation import FleetSpec, Simulation
+from hyperflexis.sim.startup import StartupSpec
 from hyperflexis.wire.messages import GenerateRequest, Ready, Sampling, TokenLogprobs
 from parity import exact_loop
 
@@ -124,7 +126,7 @@ class _Simulation(Simulation):
             truth=world.truth,
             max_tokens=world.max_tokens,
             losses_s=world.losses_s,
-            startup_s=world.startup_s,
+            startup=StartupSpec.constant(world.startup_s),
             runs_through=world.runs_through,
             roles=world.roles,
             fabric=FABRIC,
@@ -242,7 +244,7 @@ class _Live:
         self._asks = asks
         self._next = 0
         self._clients: list[_Client] = []
-        fleet = FixedFleet(world.instances, world.roles)
+        fleet = FleetBounds.fixed(world.instances, world.roles)
         control = _Recording(create(world.policy, PREFILL_TOKENS_MAX), fleet, 10_000_000)
         control.journal = journal
         self._launcher = _Launcher(world, asks)

@@ -10,8 +10,9 @@ from helpers.builders import SIMPLE
 from hyperflexis.adapters.contract import Adapter, Listener
 from hyperflexis.adapters.modelled import ModelledAdapter, Ways, next_token
 from hyperflexis.core.commands import Command
-from hyperflexis.core.control import ControlPlane, FixedFleet, Policy
+from hyperflexis.core.control import ControlPlane, Policy
 from hyperflexis.core.events import Event
+from hyperflexis.core.fleet import FleetBounds
 from hyperflexis.core.instance import Role
 from hyperflexis.core.latency import LatencyModel
 from hyperflexis.core.request import RequestState
@@ -177,11 +178,11 @@ class World:
         requests_max: int = 10_000,
         prefill_tokens_max: int = 64,
         policy: str | Policy = "hyperflexis",
-        fleet: FixedFleet | None = None,
+        fleet: FleetBounds | None = None,
         launcher: ModelledLauncher | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
-        fleet = fleet or FixedFleet(instances)
+        fleet = fleet or FleetBounds.fixed(instances)
         made = create(policy, prefill_tokens_max) if isinstance(policy, str) else policy
         self.control = CheckedControlPlane(made, fleet, requests_max)
         self.control.journal = []
@@ -201,9 +202,9 @@ class World:
         assert not self.accidents, self.accidents
 
     async def ready(self) -> None:
-        await self.driver.wait_until(lambda: self.driver.ready_instances == self.control.fleet.instances)
+        await self.driver.wait_until(lambda: self.driver.ready_instances == self.control.sizing.wanted)
         # Where requests move, instances are linked before they take work, which no event tells.
-        while len(self.control.cluster.ready) < self.control.fleet.instances:  # noqa: ASYNC110
+        while len(self.control.cluster.ready) < self.control.sizing.wanted:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 
     def submit(self, prompt: Sequence[int] | int = 20, max_tokens: int = 10, **fields: object) -> Client:

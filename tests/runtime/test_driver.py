@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from helpers.builders import H100_8B
 from helpers.virtual_loop import run, virtual
 from hyperflexis.adapters.contract import Adapter, Listener
-from hyperflexis.core.control import DISPATCHES_MAX, FixedFleet
+from hyperflexis.core.control import DISPATCHES_MAX
+from hyperflexis.core.fleet import FleetBounds
 from hyperflexis.core.instance import Role
 from hyperflexis.core.request import RequestState
 from hyperflexis.wire.messages import FinishReason, Sampling, StepReport, TokenLogprobs
@@ -61,7 +62,7 @@ async def test_prefix_that_is_there_already_is_said_at_the_end() -> None:
 @virtual
 async def test_whole_day_of_requests() -> None:
     chance = random.Random(1)
-    fleet = FixedFleet(3)
+    fleet = FleetBounds.fixed(3)
     with World(fleet=fleet, launcher=ModelledLauncher(model=H100_8B), prefill_tokens_max=512) as world:
         await world.ready()
         while world.loop.time() < DAY_S:
@@ -168,7 +169,7 @@ async def test_lost_instance_is_replaced_at_once() -> None:
 @virtual
 async def test_failing_starts_are_tried_ever_more_rarely_and_then_given_up() -> None:
     launcher = ModelledLauncher(failing=lambda ordinal: True)
-    with World(fleet=FixedFleet(1, launch_attempts_max=4, launch_backoff_s=1.0), launcher=launcher) as world:
+    with World(fleet=FleetBounds.fixed(1, launch_attempts_max=4, launch_backoff_s=1.0), launcher=launcher) as world:
         clients = [world.submit() for _ in range(3)]
         await world.driver.wait_until(world.driver.has_given_up)
         assert launcher.launched_s == pytest.approx(
@@ -187,7 +188,7 @@ async def test_failing_starts_are_tried_ever_more_rarely_and_then_given_up() -> 
 @virtual
 async def test_failed_starts_are_forgotten_once_one_succeeds() -> None:
     launcher = ModelledLauncher(failing=lambda ordinal: ordinal not in (2, 5))
-    with World(fleet=FixedFleet(1, launch_attempts_max=3), launcher=launcher) as world:
+    with World(fleet=FleetBounds.fixed(1, launch_attempts_max=3), launcher=launcher) as world:
         client = world.submit()
         await client.ended()
         assert client.tokens == client.expected
@@ -649,7 +650,7 @@ SCENARIOS = st.builds(
 async def play(scenario: Scenario) -> tuple[list[str], list[Client]]:
     """Returns the journal of decisions and the clients."""
     launcher = ModelledLauncher(blocks=16, seqs_max=4, failing=scenario.failing.__contains__)
-    fleet = FixedFleet(scenario.instances)
+    fleet = FleetBounds.fixed(scenario.instances)
     with World(fleet=fleet, launcher=launcher, prefill_tokens_max=48, policy=scenario.policy) as world:
 
         def arrive(number: int, prompt: int, max_tokens: int, cancelled_s: float | None) -> None:

@@ -20,8 +20,9 @@ from helpers.virtual_loop import run, virtual
 from hyperflexis.adapters.modelled import Ways
 from hyperflexis.core.binding import LeastPace
 from hyperflexis.core.commands import Reason, Why
-from hyperflexis.core.control import FixedFleet, Policy
+from hyperflexis.core.control import Policy
 from hyperflexis.core.dispatch import SloDispatcher
+from hyperflexis.core.fleet import FleetBounds
 from hyperflexis.core.instance import Role
 from hyperflexis.core.request import RequestState
 from hyperflexis.core.roles import RoleChange
@@ -35,7 +36,7 @@ MOVING = {RequestState.WAITING, RequestState.PREFILLING, RequestState.DECODING}
 def world_of(*roles: Role, ways: Ways | None = None, **launcher: int) -> World:
     policy = Policy("moving", SloDispatcher(separation=0), StepRules(prefill_tokens_max=64), binder=LeastPace())
     made = ModelledLauncher(ways=ways, **launcher)
-    return World(policy=policy, fleet=FixedFleet(len(roles), roles), launcher=made)
+    return World(policy=policy, fleet=FleetBounds.fixed(len(roles), roles), launcher=made)
 
 
 def order_move(world: World, client: Client, target_id: int | None = None) -> int | None:

@@ -14,6 +14,7 @@ from hyperflexis.core.latency import LatencyModel
 from hyperflexis.core.slo import ServiceClass, Slo
 from hyperflexis.policies import create
 from hyperflexis.sim.job import Job
+from hyperflexis.sim.startup import StartupSpec
 from hyperflexis.sim.simulation import FleetSpec, simulate
 
 rng = np.random.default_rng(1)
@@ -26,7 +27,7 @@ for number in range(300):
     jobs.append(Job(at_s, int(rng.integers(64, 400)), int(rng.integers(1, 120)), name, prefix))
 model = LatencyModel(4.73e-3, 6.396e-3, 0.01665e-3, 6.93e-10, 0.0109e-3, 4.147e-8)
 for policy in ("hyperflexis", "round_robin"):
-    fleet = FleetSpec(3, Capacity(400, 16, 32), model, noise=0.05, losses_s=(1.0,), startup_s=0.2)
+    fleet = FleetSpec(3, Capacity(400, 16, 32), model, noise=0.05, losses_s=(1.0,), startup=StartupSpec.constant(0.2))
     said = []
     outcome = simulate(jobs, classes, create(policy, 512), fleet, seed=3, observe=lambda *line: said.append(repr(line)))
     for field in dataclasses.fields(outcome):

@@ -26,6 +26,7 @@ from hyperflexis.sim.fabric import FabricSpec
 from hyperflexis.sim.job import Job
 from hyperflexis.sim.outcome import Outcome
 from hyperflexis.sim.simulation import FleetSpec, Simulation
+from hyperflexis.sim.startup import StartupSpec
 from sim.test_simulation import CLASSES, same
 
 P, D, M = Role.PREFILL, Role.DECODE, Role.MIXED
@@ -116,7 +117,7 @@ def fleets(draw: st.DrawFn) -> FleetSpec:
         latency=draw(st.sampled_from([SIMPLE, H100_8B])),
         losses_s=tuple(draw(st.lists(st.floats(0.05, 4.0), max_size=4))),
         drains_s=tuple(draw(st.lists(st.floats(0.05, 4.0), max_size=2))),
-        startup_s=draw(st.sampled_from([0.0, 0.3])),
+        startup=StartupSpec.constant(draw(st.sampled_from([0.0, 0.3]))),
         fabric=FabricSpec(
             bytes_s=draw(st.sampled_from([1e7, 1e9, 40e9])),
             slow=tuple(draw(st.sets(st.integers(0, 3), max_size=2))),

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from helpers.builders import H100_8B, SIMPLE, capacity
 from helpers.world import relabelled
 from hyperflexis.core.commands import Command, Conclude, Dispatch, Launch, Reject, Why
-from hyperflexis.core.control import DISPATCHES_MAX, ControlPlane, FixedFleet, Policy
+from hyperflexis.core.control import DISPATCHES_MAX, ControlPlane, Policy
 from hyperflexis.core.dispatch import SloDispatcher
 from hyperflexis.core.events import Event, InstanceReady, RequestArrived
+from hyperflexis.core.fleet import FleetBounds
 from hyperflexis.core.prefix import block_hashes
 from hyperflexis.core.slo import ServiceClass, Slo
 from hyperflexis.core.step import StepRules
@@ -26,6 +27,7 @@ from hyperflexis.sim.job import Job
 from hyperflexis.sim.kernel import HORIZON_S
 from hyperflexis.sim.outcome import Outcome
 from hyperflexis.sim.simulation import FleetSpec, Simulation, simulate
+from hyperflexis.sim.startup import StartupSpec
 
 CLASSES = {
     "strict": ServiceClass("strict", Slo(0.1, 0.03), priority=1),
@@ -84,7 +86,7 @@ FLEETS = st.builds(
     truth=st.none() | st.just(H100_8B),
     noise=st.sampled_from([0.0, 0.0, 0.2]),
     losses_s=st.lists(st.floats(0.0, 3.0), max_size=6).map(tuple),
-    startup_s=st.sampled_from([0.0, 0.3]),
+    startup=st.sampled_from([0.0, 0.3]).map(StartupSpec.constant),
     max_tokens=st.sampled_from([100, 2000]),
 )
 POLICIES = st.sampled_from(["hyperflexis", "round_robin"])
@@ -133,7 +135,7 @@ def test_equal_seeds_give_equal_outcomes(jobs: list[Job], fleet: FleetSpec, poli
 def test_ids_are_only_labels(jobs: list[Job], fleet: FleetSpec, policy: str, stretch: int) -> None:
     """The control plane that hears the same of requests with other numbers says the same of them."""
     _, lines = run(jobs, fleet, policy)
-    twin = ControlPlane(create(policy, 64), FixedFleet(fleet.instances), requests_max=10_000_000)
+    twin = ControlPlane(create(policy, 64), FleetBounds.fixed(fleet.instances), requests_max=10_000_000)
     for now, event, commands in lines:
         renamed = [relabelled(command, stretch) for command in commands]
         assert twin.handle(relabelled(event, stretch), now) == renamed
@@ -169,12 +171,12 @@ def test_truth_may_differ_from_what_is_predicted() -> None:
 
 
 def test_requests_wait_for_an_instance_to_start() -> None:
-    outcome, _ = run([Job(1.0, 20, 1, "loose")], spec(startup_s=3.0))
+    outcome, _ = run([Job(1.0, 20, 1, "loose")], spec(startup=StartupSpec.constant(3.0)))
     assert outcome.ttft_s[0] == pytest.approx(2.030)
 
 
 def test_lost_instance_costs_time_and_no_token() -> None:
-    outcome, lines = run([Job(1.0, 20, 30, "none")], spec(startup_s=1.0, losses_s=(1.1,)))
+    outcome, lines = run([Job(1.0, 20, 30, "none")], spec(startup=StartupSpec.constant(1.0), losses_s=(1.1,)))
     assert (outcome.output_tokens.tolist(), outcome.finished.tolist(), outcome.migrations) == ([30], [True], 1)
     launched = [c.instance_id for _, _, commands in lines for c in commands if isinstance(c, Launch)]
     assert launched == [0, 1]

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hyperflexis.sim import summary
-from hyperflexis.sim.outcome import Outcome
+from hyperflexis.sim.outcome import Outcome, Usage
 
 NAN = math.nan
 
@@ -31,7 +31,7 @@ def outcome(requests: list[tuple[int, float, float, bool]], **changed: Any) -> O
         "rejected": np.isnan(ttft),
         "finished": ~np.isnan(ttft),
         "output_tokens": np.ones(len(requests), dtype=np.int64),
-        "instance_seconds": 400.0,
+        "usage": Usage(400.0, 50.0, 7.5),
         "migrations": 1,
         "role_changes": 2,
         "scale_events": 3,
@@ -46,7 +46,7 @@ def test_row_of_a_hand_made_outcome() -> None:
     assert list(row) == [
         *("requests", "finished", "rejected", "attainment", "attainment_by_class", "worst_minute", "goodput_rps"),
         *("ttft_s", "tpot_s", "e2e_s", "longest_ttft_s"),
-        *("instance_seconds", "migrations", "role_changes", "scale_events", "sim_seconds"),
+        *("instance_seconds", "asleep_seconds", "cost", "migrations", "role_changes", "scale_events", "sim_seconds"),
     ]
     assert (row["requests"], row["finished"], row["rejected"]) == (4, 3, 1)
     assert row["attainment"] == 0.5
@@ -55,7 +55,8 @@ def test_row_of_a_hand_made_outcome() -> None:
     assert row["goodput_rps"] == 2 / 100
     assert row["ttft_s"] == {"mean": 2.0, "p50": 2.0, "p90": pytest.approx(2.8), "p99": pytest.approx(2.98)}
     assert row["longest_ttft_s"] == 3.0
-    assert [row[name] for name in ("instance_seconds", "migrations", "role_changes", "scale_events")] == [400, 1, 2, 3]
+    assert [row[name] for name in ("instance_seconds", "asleep_seconds", "cost")] == [400, 50, 7.5]
+    assert [row[name] for name in ("migrations", "role_changes", "scale_events")] == [1, 2, 3]
     assert json.loads(json.dumps(row, allow_nan=False)) == row
 
 

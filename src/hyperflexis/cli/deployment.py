@@ -20,8 +20,8 @@ from hyperflexis.cli import fleets
 from hyperflexis.cli.errors import OperatorError
 
 if TYPE_CHECKING:
-    from hyperflexis.core.control import FixedFleet
     from hyperflexis.core.control import Policy as CorePolicy
+    from hyperflexis.core.fleet import FleetBounds
     from hyperflexis.core.slo import ServiceClass
     from hyperflexis.gateway.limits import Limits
 
@@ -196,11 +196,11 @@ class Deployment(Section):
         """What the fleet asks of its policy."""
         return fleets.moving(self.prefill, self.decode, self.roles)
 
-    def fleet(self) -> FixedFleet:
+    def fleet(self) -> FleetBounds:
         """The instances as the core knows them."""
-        from hyperflexis.core.control import FixedFleet  # here, so that --help loads nothing of the core
+        from hyperflexis.core.fleet import FleetBounds  # here, so that --help loads nothing of the core
 
-        return FixedFleet(self.instances_total, fleets.in_order(self.prefill, self.mixed, self.decode))
+        return FleetBounds.fixed(self.instances_total, fleets.in_order(self.prefill, self.mixed, self.decode))
 
     def core_policy(self) -> CorePolicy:
         """A fresh policy, able to serve this fleet."""

@@ -10,6 +10,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections import deque
 
 from hyperflexis.core.demand import Demand, demand_of
+from hyperflexis.core.due_work import DueWork
 from hyperflexis.core.instance import Instance, InstanceState, Role
 from hyperflexis.core.loads import Loads
 from hyperflexis.core.network import Network
@@ -80,6 +81,11 @@ class Cluster:
         self.network = Network()
         self.demand = Demand()
         """Of all requests that have arrived while an instance was ready."""
+        self.due_work = DueWork()
+        self.placed = self.placed_late = 0
+        """Requests that were placed where they could have been in time on an idle instance, and those of them that will
+        be late where they are.
+        """
 
     def launch(self, instance_id: int, role: Role) -> Instance:
         """Count a new instance in; it is not ready."""
@@ -115,6 +121,15 @@ class Cluster:
             lengths = self._lengths.get(request.service_class)
             moments = lengths.moments if lengths else UNKNOWN_MOMENTS
             self.demand = self.demand.plus(demand_of(request.prompt_tokens, moments, pace_s, self.ready[0]))
+            self.due_work.add(request.term_s, self.ready[0].latency.model.chunk_s(request.prompt_tokens, 0))
+
+    def observe_placement(self, request: Request, instance: Instance, *, is_late: bool) -> None:
+        """Count a new request that was placed; one that no instance could serve in time says nothing."""
+        model = instance.latency.model
+        idle_s = model.prefill_base_s + model.chunk_s(request.prompt_tokens, 0)
+        if not is_late or idle_s <= request.term_s:
+            self.placed += 1
+            self.placed_late += is_late
 
     def observe_length(self, request: Request) -> None:
         self._lengths.setdefault(request.service_class, OutputLengths()).observe(request.emitted_tokens)

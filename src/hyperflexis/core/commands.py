@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import NamedTuple
 
-from hyperflexis.core.instance import Role
+from hyperflexis.core.instance import Role, StartSource
 from hyperflexis.core.slo import Verdict
 from hyperflexis.core.step import StepRules
 
@@ -23,6 +23,12 @@ class Why(Enum):
     TOO_LARGE = "no instance could hold it"
     CLIENT_LEFT = "the client cancelled"
     FLEET_SHORT = "fewer instances than the fleet should have"
+    FLEET_LARGE = "more instances than the fleet should have"
+    DEMAND = "what is asked for, and what may be asked for before more could help"
+    BACKLOG = "work waits that the present instances would do too late"
+    IDLE = "nothing has been asked for"
+    FIRST = "a request waits, and there is no instance"
+    START_LATE = "it has not started in time"
     INSTANCE_LOST = "its instance died"
     LOST_TOO_OFTEN = "every instance that had it died"
     START_FAILS = "instances keep failing to start"
@@ -93,8 +99,50 @@ class Conclude(NamedTuple):
     reason: Reason
 
 
+class Resize(NamedTuple):
+    """Say that the fleet is to have another size. Others carry it out; nothing does where it is only proposed."""
+
+    role: Role
+    have: int
+    want: int
+    reason: Reason
+    is_proposal: bool = False
+
+
 class Launch(NamedTuple):
     """Start an instance under this id."""
+
+    instance_id: int
+    role: Role
+    reason: Reason
+    source: StartSource = StartSource.DISK
+    donor_id: int | None = None
+    """Whose memory its weights are to come from, if a peer's."""
+
+
+class Drain(NamedTuple):
+    """The instance takes no new work; it is to end, or to sleep, when it holds nothing."""
+
+    instance_id: int
+    reason: Reason
+
+
+class Retain(NamedTuple):
+    """It takes work again."""
+
+    instance_id: int
+    reason: Reason
+
+
+class Sleep(NamedTuple):
+    """The instance, which holds nothing, is to give its memory back and be quick to wake."""
+
+    instance_id: int
+    reason: Reason
+
+
+class Wake(NamedTuple):
+    """Ready a sleeping instance."""
 
     instance_id: int
     role: Role
@@ -174,5 +222,22 @@ class Unlink(NamedTuple):
 
 
 Command = (
-    Dispatch | Hold | Reject | Cancel | Conclude | Launch | Migrate | Abandon | Stay | AssignRole | Link | Unlink | Stop
+    Dispatch
+    | Hold
+    | Reject
+    | Cancel
+    | Conclude
+    | Migrate
+    | Abandon
+    | Stay
+    | AssignRole
+    | Link
+    | Unlink
+    | Resize
+    | Launch
+    | Drain
+    | Retain
+    | Sleep
+    | Wake
+    | Stop
 )

@@ -8,7 +8,6 @@ same class, so what wins in one is what runs in the other.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -20,10 +19,11 @@ from hyperflexis.core.commands import (
     Command,
     Conclude,
     Dispatch,
+    Drain,
     Hold,
-    Launch,
     Reason,
     Reject,
+    Sleep,
     Stop,
     Why,
 )
@@ -43,12 +43,15 @@ from hyperflexis.core.events import (
     TransferFailed,
     Wakeup,
 )
+from hyperflexis.core.fleet import FleetBounds
 from hyperflexis.core.instance import Instance, InstanceState, InstanceStep, Role
 from hyperflexis.core.links import Links
 from hyperflexis.core.migration import Migration, Migrations
 from hyperflexis.core.relief import Move, Relief
 from hyperflexis.core.request import ON_INSTANCE, Request, RequestState, RequestStep
 from hyperflexis.core.roles import RoleChange, RolePlanner
+from hyperflexis.core.scaling import Scaler
+from hyperflexis.core.sizing import Sizing
 from hyperflexis.core.step import StepRules
 
 TICK_S = 0.2
@@ -83,41 +86,27 @@ class Policy:
     """What changes roles; without one they stay."""
     relief: Relief | None = None
     """What moves running requests; without one they stay until their instance dies."""
+    scaler: Scaler | None = None
+    """How many instances there are, within a fleet's bounds; without one, the fewest."""
 
     def rules_of(self, role: Role) -> StepRules:
         rules = self.role_rules.get(role, self.rules)
         return replace(rules, hands_off=role is Role.PREFILL) if self.binder is not None else rules
 
 
-@dataclass(frozen=True, slots=True)
-class FixedFleet:
-    """How many instances there should be, and how hard to try to have them."""
-
-    instances: int
-    roles: Sequence[Role] = ()
-    """Of the instances, as they are launched; mixed where nothing is said."""
-    launch_attempts_max: int = 5
-    """Consecutive failures to start after which no more are tried."""
-    launch_backoff_s: float = 1.0
-    """Pause after the first failure, which doubles with each further one; and after a death sooner than this."""
-
-
 class ControlPlane:
     """All live requests and instances, and every decision about them."""
 
-    def __init__(self, policy: Policy, fleet: FixedFleet, requests_max: int = 10_000) -> None:
+    def __init__(self, policy: Policy, fleet: FleetBounds, requests_max: int = 10_000) -> None:
         self.policy = policy
-        self.fleet = fleet
         self.requests_max = requests_max
         self.cluster = Cluster()
         self.links = Links()
         self.migrations = Migrations(self.cluster, self.links)
         self._handed_off: dict[int, Request] = {}
         """Those that stand still where they were prefilled, and are bound to no other instance yet."""
+        self.sizing = Sizing(fleet, self.cluster, are_roles_planned=policy.planner is not None)
         self._tick_s = -math.inf
-        self._next_instance_id = 0
-        self._failed_launches = 0
-        self._launch_at_s = -math.inf
         self._handlers: dict[type, Callable[..., list[Command]]] = {
             RequestArrived: self._on_arrived,
             RequestCancelled: self._on_cancelled,
@@ -140,9 +129,9 @@ class ControlPlane:
         """The instant at which something should be decided even if nothing happens until then."""
         retry_s = self.links.next_retry_s() if self._moves else None
         instants = [] if retry_s is None else [max(retry_s, self._tick_s + TICK_S)]
-        if self._missing_instances() > 0 and self._failed_launches < self.fleet.launch_attempts_max:
-            instants.append(self._launch_at_s)
-        if (self._moves and self.cluster.requests) or self._drains:
+        if (start_s := self.sizing.next_wakeup()) is not None:
+            instants.append(start_s)
+        if (self._moves and self.cluster.requests) or self._drains or self._is_sized:
             instants.append(self._tick_s + TICK_S)
         return min(instants, default=None)
 
@@ -159,9 +148,12 @@ class ControlPlane:
             instance.state is InstanceState.DRAINING for instance in instances.values()
         )
 
-    def is_startable(self) -> bool:
-        """False once launching has been given up."""
-        return self._failed_launches < self.fleet.launch_attempts_max
+    @property
+    def _is_sized(self) -> bool:
+        """Whether the size of the fleet is to be thought about, or starts to be watched."""
+        if self.policy.scaler is None or not self.sizing.fleet.is_elastic:
+            return False
+        return bool(self.cluster.requests) or not self.sizing.is_at_rest
 
     # -- requests
 
@@ -183,12 +175,13 @@ class ControlPlane:
             request.step(RequestStep.REJECT)
             return [refusal]
         self.cluster.requests[request.id] = request
-        if self.policy.planner is not None:
+        if self.policy.planner is not None or self.policy.scaler is not None:
             self.cluster.observe_arrival(request)
         self.cluster.enqueue(request)
         placed = self._dispatch_queue(now)
         if request.state is RequestState.QUEUED:
             placed.append(Hold(request.id, Reason(Why.NO_INSTANCE)))
+            placed += self._resize(now)
         return placed
 
     def _refusal(self, request: Request) -> Reject | None:
@@ -196,7 +189,7 @@ class ControlPlane:
         if unfinished >= self.requests_max:
             numbers = (("unfinished", float(unfinished)), ("requests_max", float(self.requests_max)))
             return Reject(request.id, Reason(Why.QUEUE_FULL, numbers), self._drain_s() / max(1, unfinished))
-        if not self.is_startable() and not self.cluster.instances:
+        if not self.sizing.is_startable() and not self.cluster.instances:
             return Reject(request.id, Reason(Why.START_FAILS))
         return None
 
@@ -251,7 +244,7 @@ class ControlPlane:
 
     def _on_ready(self, event: InstanceReady, now: float) -> list[Command]:
         instance = self.cluster.instances[event.instance_id]
-        self._failed_launches = 0
+        self.sizing.on_ready(instance, now)
         instance.learn(event.capacity, event.latency)
         commands: list[Command] = []
         if instance.role is not Role.MIXED:
@@ -267,8 +260,13 @@ class ControlPlane:
         if self.links.is_pending(instance.id):
             return []
         instance.take_work(now)
-        self.cluster.note_ready()
+        self._note_instances(now)
         return self._dispatch_queue(now)
+
+    def _note_instances(self, now: float) -> None:
+        """An instance has come, gone or changed its state."""
+        self.cluster.note_ready()
+        self.sizing.note(now)
 
     def _on_linked(self, event: Linked, now: float) -> list[Command]:
         if not self.links.up(event.source_id, event.target_id, event.version):
@@ -443,10 +441,13 @@ class ControlPlane:
 
     def _on_lost(self, event: InstanceLost, now: float) -> list[Command]:
         """Forget the instance; what it had is dispatched again, with the tokens that its clients already have."""
-        instance = self.cluster.instances.pop(event.instance_id)
-        self._back_off(instance, now)
+        return self._lose(self.cluster.instances[event.instance_id], now)
+
+    def _lose(self, instance: Instance, now: float) -> list[Command]:
+        del self.cluster.instances[instance.id]
+        self.sizing.on_lost(instance, now)
         instance.step(InstanceStep.LOSE)
-        self.cluster.note_ready()
+        self._note_instances(now)
         commands: list[Command] = [*self.links.disconnect(instance.id), *self.migrations.lose_source(instance)]
         for request in instance.decoding.values():
             request.stop_counting()
@@ -456,19 +457,10 @@ class ControlPlane:
         commands += [self._requeue(request) for request in held if request.id not in self.migrations]
         for moved in self.migrations.lose_target(instance):
             commands += self._after_failure(moved, Why.TARGET_LOST)
-        commands += self._launch_missing(now)
-        if not self.is_startable() and not self.cluster.instances:
+        commands += self._start_missing(now)
+        if not self.sizing.is_startable() and not self.cluster.instances:
             return [*commands, *self._give_up()]
         return [*commands, *self._dispatch_queue(now)]
-
-    def _back_off(self, instance: Instance, now: float) -> None:
-        """Pause before the next launch where the last one came to nothing."""
-        if instance.state is not InstanceState.STARTING:
-            if now - instance.ready_s < self.fleet.launch_backoff_s:
-                self._launch_at_s = now + self.fleet.launch_backoff_s
-        elif now >= self._launch_at_s:  # Those that were launched together and fail together count once.
-            self._launch_at_s = now + self.fleet.launch_backoff_s * 2**self._failed_launches
-            self._failed_launches += 1
 
     def _requeue(self, request: Request) -> Command:
         """Back into the queue; unless it was there when several instances died, and may be what kills them."""
@@ -490,10 +482,11 @@ class ControlPlane:
         return [self._refuse(request, Reason(Why.START_FAILS)) for request in waiting]
 
     def _on_wakeup(self, event: Wakeup, now: float) -> list[Command]:
-        commands = self._launch_missing(now)
+        commands = self._start_missing(now)
         if now < self._tick_s + TICK_S:
             return commands
         self._tick_s = now
+        commands += self._resize(now)
         if not self._moves and not self._drains:
             return commands
         commands += self.links.retry(now)
@@ -528,12 +521,17 @@ class ControlPlane:
         return [self.migrations.begin(request, target, reason, now) for request, target, reason in moves]
 
     def _on_drained(self, event: InstanceDrained, now: float) -> list[Command]:
-        """Take an instance out of service: what it has leaves it, or ends there."""
+        """Take an instance out of service for good; another takes its place if the fleet is short."""
         instance = self.cluster.instances.get(event.instance_id)
         if instance is None or instance.state is not InstanceState.READY:
             return []
+        return self._drain(instance, now)
+
+    def _drain(self, instance: Instance, now: float, *, is_retainable: bool = False) -> list[Command]:
+        """What it has leaves it, or ends there."""
         instance.step(InstanceStep.DRAIN)
-        self.cluster.note_ready()
+        instance.tenure.is_retainable = is_retainable
+        self._note_instances(now)
         stay = [request for request in instance.standing.values() if request.id in self._handed_off]
         for request in stay:
             del self._handed_off[request.id]
@@ -544,17 +542,78 @@ class ControlPlane:
         ]
 
     def _stop(self, now: float) -> list[Command]:
-        """End those that were to end and hold nothing; others take their places."""
+        """End those that were to end and hold nothing, or have them sleep; others take their places."""
         commands: list[Command] = []
         for instance in list(self.cluster.instances.values()):
             is_bare = not (instance.waiting or instance.decoding or instance.standing or instance.arriving)
             if instance.state is InstanceState.DRAINING and is_bare:
                 # What has ended here while it was to move is still awaited by its target.
                 commands += [*self.links.disconnect(instance.id), *self.migrations.lose_source(instance)]
-                instance.step(InstanceStep.STOP)
-                del self.cluster.instances[instance.id]
-                commands.append(Stop(instance.id, Reason(Why.DRAINED)))
-        return [*commands, *self._launch_missing(now)] if commands else []
+                commands.append(self._rest(instance))
+        if commands:
+            self._note_instances(now)
+        return [*commands, *self._start_missing(now)] if commands else []
+
+    def _rest(self, instance: Instance) -> Command:
+        reason = Reason(Why.DRAINED)
+        if instance.tenure.is_retainable and self.sizing.may_sleep():
+            instance.step(InstanceStep.SLEEP)
+            return Sleep(instance.id, reason)
+        instance.step(InstanceStep.STOP)
+        del self.cluster.instances[instance.id]
+        return Stop(instance.id, reason)
+
+    # -- the size of the fleet
+
+    def _resize(self, now: float) -> list[Command]:
+        """Have as many instances as the scaler wants."""
+        commands = self._give_up_late(now)
+        scaler, sizing = self.policy.scaler, self.sizing
+        if scaler is None or not sizing.fleet.is_elastic:
+            return commands
+        wanted = scaler.plan(self.cluster, sizing, now)
+        if wanted is not None:
+            commands += sizing.want(wanted)
+            sizing.note(now)
+        commands += self._start_missing(now)
+        gone = sizing.surplus(now)
+        if gone is not None and gone.state is InstanceState.READY:
+            commands.append(Drain(gone.id, Reason(Why.FLEET_LARGE)))
+            commands += self._drain(gone, now, is_retainable=True)
+        elif gone is not None:
+            commands += self._give_up_start(gone, Why.FLEET_LARGE, now)
+        return [*commands, *self._end_sleepers(now)]
+
+    def _start_missing(self, now: float) -> list[Command]:
+        commands = self.sizing.grow(now)
+        if commands:
+            self._note_instances(now)
+        return commands
+
+    def _give_up_late(self, now: float) -> list[Command]:
+        """Those that have not started in time are lost; others start elsewhere."""
+        commands: list[Command] = []
+        for instance in self.sizing.late(now):
+            waited = (("waited_s", now - instance.tenure.launched_s),)
+            commands += [Stop(instance.id, Reason(Why.START_LATE, waited)), *self._lose(instance, now)]
+        return commands
+
+    def _give_up_start(self, instance: Instance, why: Why, now: float) -> list[Command]:
+        instance.step(InstanceStep.STOP)
+        del self.cluster.instances[instance.id]
+        self._note_instances(now)
+        return [*self.links.disconnect(instance.id), Stop(instance.id, Reason(why))]
+
+    def _end_sleepers(self, now: float) -> list[Command]:
+        """Those that sleep although none is to."""
+        commands: list[Command] = []
+        for instance in self.sizing.needless_sleepers():
+            instance.step(InstanceStep.STOP)
+            del self.cluster.instances[instance.id]
+            commands.append(Stop(instance.id, Reason(Why.FLEET_LARGE)))
+        if commands:
+            self._note_instances(now)
+        return commands
 
     def _change_role(self, change: RoleChange, now: float) -> list[Command]:
         """Relabel an instance. What it has stays and ends there, but for what only waits to decode elsewhere."""
@@ -566,29 +625,6 @@ class ControlPlane:
                 del self._handed_off[request.id]
             commands += [self.migrations.stay(request, Why.BALANCES) for request in stay]
         return commands
-
-    def _missing_instances(self) -> int:
-        return self.fleet.instances - len(self.cluster.instances)
-
-    def _launch_missing(self, now: float) -> list[Command]:
-        if now < self._launch_at_s or not self.is_startable():
-            return []
-        commands: list[Command] = []
-        while self._missing_instances() > 0:
-            instance = self.cluster.launch(self._next_instance_id, self._missing_role())
-            self._next_instance_id += 1
-            numbers = (("have", float(len(self.cluster.instances))), ("want", float(self.fleet.instances)))
-            commands.append(Launch(instance.id, instance.role, Reason(Why.FLEET_SHORT, numbers)))
-        return commands
-
-    def _missing_role(self) -> Role:
-        """The first of the fleet's roles that nobody has."""
-        have = Counter(instance.role for instance in self.cluster.instances.values())
-        for role in self.fleet.roles:
-            if not have[role]:
-                return role
-            have[role] -= 1
-        return Role.MIXED
 
     # -- dispatch
 
@@ -605,6 +641,8 @@ class ControlPlane:
             tokens = request.prompt_tokens + request.max_tokens
             return self._refuse(request, Reason(Why.TOO_LARGE, (("tokens", float(tokens)),)))
         placement = self.policy.dispatcher.choose(request, instances, self.cluster, now)
+        if not request.dispatches:
+            self.cluster.observe_placement(request, placement.instance, is_late=placement.reason.why in _UNKEPT)
         if request.refuses_late and not request.dispatches and placement.reason.why in _UNKEPT:
             return self._refuse(
                 request, Reason(Why.TOO_LATE, placement.reason.numbers), self._excess_s(request, placement)

@@ -24,6 +24,18 @@ class Role(Enum):
     MIXED = "mixed"
 
 
+class StartSource(Enum):
+    """Where a start takes what it needs from; the quickest first."""
+
+    SLEEPER = "sleeper"
+    """An instance that sleeps: nothing to load."""
+    PEER = "peer"
+    """The memory of a live instance."""
+    CACHE = "cache"
+    """The page cache of the host."""
+    DISK = "disk"
+
+
 class InstanceState(Enum):
     STARTING = "starting"
     LINKING = "linking"
@@ -31,6 +43,8 @@ class InstanceState(Enum):
     READY = "ready"
     DRAINING = "draining"
     """Takes no new work; ends what it has."""
+    ASLEEP = "asleep"
+    """Holds nothing, and what it would need to start again quickly."""
     STOPPED = "stopped"
     LOST = "lost"
 
@@ -41,6 +55,9 @@ class InstanceStep(Enum):
     LINK = "link"
     READY = "ready"
     DRAIN = "drain"
+    RETAIN = "retain"
+    SLEEP = "sleep"
+    WAKE = "wake"
     STOP = "stop"
     LOSE = "lose"
 
@@ -63,6 +80,13 @@ TRANSITIONS: dict[InstanceState, dict[InstanceStep, InstanceState]] = {
         InstanceStep.LOSE: InstanceState.LOST,
     },
     InstanceState.DRAINING: {
+        InstanceStep.RETAIN: InstanceState.READY,
+        InstanceStep.SLEEP: InstanceState.ASLEEP,
+        InstanceStep.STOP: InstanceState.STOPPED,
+        InstanceStep.LOSE: InstanceState.LOST,
+    },
+    InstanceState.ASLEEP: {
+        InstanceStep.WAKE: InstanceState.STARTING,
         InstanceStep.STOP: InstanceState.STOPPED,
         InstanceStep.LOSE: InstanceState.LOST,
     },
@@ -83,6 +107,19 @@ class Capacity:
 
     def blocks_for(self, tokens: int) -> int:
         return -(-tokens // self.block_tokens)
+
+
+@dataclass(slots=True)
+class Tenure:
+    """From the decision to have an instance to its end."""
+
+    launched_s: float = -math.inf
+    """When it was decided to start it, or to wake it."""
+    source: StartSource = StartSource.DISK
+    """Where that takes what it needs from."""
+    ready_s: float = math.inf
+    is_retainable: bool = False
+    """Whether, while it drains, it may be told to stay after all."""
 
 
 class Instance:
@@ -118,7 +155,7 @@ class Instance:
         self.planned_tokens = 0
         self.planned_blocks = 0
         """Sums over all requests here, of what each is believed to have to hold in the end."""
-        self.ready_s = math.inf
+        self.tenure = Tenure()
         self.dispatches = 0
         self.step_end_s = 0.0
         """When the step that is running now should end."""
@@ -175,7 +212,7 @@ class Instance:
     def take_work(self, now: float) -> None:
         """Be ready from now on."""
         self.step(InstanceStep.READY)
-        self.ready_s = now
+        self.tenure.ready_s = now
 
     # -- load
 
@@ -199,6 +236,15 @@ class Instance:
         """Prefill work left of what waits here with an earlier deadline."""
         ahead = bisect_left(self._deadlines, (request.first_deadline_s, request.id))
         return max(0.0, sum(self._works_s[:ahead]) - self._progress_s())
+
+    def due_work(self) -> list[tuple[float, float]]:
+        """(deadline, seconds of prefill left) of what waits here, in order of deadlines."""
+        progress_s, found = self._progress_s(), []
+        for (deadline_s, _), work_s in zip(self._deadlines, self._works_s, strict=True):
+            left_s = max(0.0, work_s - progress_s)
+            progress_s -= work_s - left_s
+            found.append((deadline_s, left_s))
+        return found
 
     def _progress_s(self) -> float:
         return self.latency.model.prefill_token_s * self.progress_tokens

@@ -157,6 +157,11 @@ class Request:
         self.first_deadline_s = self.arrived_s + within_s
 
     @property
+    def term_s(self) -> float:
+        """Within so long of its arrival its first token is due, or failing that its last; infinite if neither is."""
+        return self.first_deadline_s - self.arrived_s
+
+    @property
     def emitted_tokens(self) -> int:
         """Tokens of the answer so far, as far as has been reported."""
         if self.counter is None:

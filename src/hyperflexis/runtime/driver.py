@@ -177,7 +177,7 @@ class Driver:
 
     def has_given_up(self) -> bool:
         """Whether those that are ready now are all there will be: none is starting, none will be tried any more."""
-        return not self._control.is_startable() and self.ready_instances == len(self._members)
+        return not self._control.sizing.is_startable() and self.ready_instances == len(self._members)
 
     def _arrival(self, request_id: int, request: GenerateRequest) -> RequestArrived:
         reuses_prefix = not request.sampling.prompt_logprobs

@@ -6,11 +6,22 @@ Columns, because a million requests have to fit into memory. Only holds; `cli` t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
+
+
+class Usage(NamedTuple):
+    """What instances were there for, from the first arrival to the last end; each from its launch to its end."""
+
+    awake_s: float
+    """Instance-seconds: starting, serving and draining."""
+    asleep_s: float
+    cost: float
+    """At the fleet's prices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +40,7 @@ class Outcome:
     rejected: npt.NDArray[np.bool_]
     finished: npt.NDArray[np.bool_]
     output_tokens: npt.NDArray[np.int64]
-    instance_seconds: float
+    usage: Usage
     migrations: int
     role_changes: int
     scale_events: int

@@ -25,12 +25,16 @@ from hyperflexis.core.commands import (
     Link,
     Migrate,
     Reject,
+    Resize,
+    Sleep,
     Stay,
     Stop,
+    Wake,
 )
-from hyperflexis.core.control import ControlPlane, FixedFleet, Policy
+from hyperflexis.core.control import ControlPlane, Policy
 from hyperflexis.core.events import Event, InstanceDrained, InstanceLost, InstanceReady, Linked, RequestArrived, Wakeup
-from hyperflexis.core.instance import Capacity, Role
+from hyperflexis.core.fleet import SECONDS_PER_HOUR, FleetBounds
+from hyperflexis.core.instance import Capacity, Role, StartSource
 from hyperflexis.core.latency import LatencyModel
 from hyperflexis.core.slo import ServiceClass, Verdict
 from hyperflexis.core.step import Sequence
@@ -40,7 +44,11 @@ from hyperflexis.sim.instance import SimInstance, in_ticks
 from hyperflexis.sim.job import Job
 from hyperflexis.sim.kernel import Kernel, to_ticks_s
 from hyperflexis.sim.moves import Parting, Taking
-from hyperflexis.sim.outcome import Outcome
+from hyperflexis.sim.outcome import Outcome, Usage
+from hyperflexis.sim.startup import Starts, StartupSpec
+
+LOSSES = 1
+"""What tells the chance of losses from that of an instance's steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +69,13 @@ class FleetSpec:
     """Instants at which the oldest instance dies."""
     drains_s: tuple[float, ...] = ()
     """Instants at which the oldest instance is taken out of service; another takes its place."""
-    startup_s: float = 0.0
+    startup: StartupSpec = field(default_factory=StartupSpec)
+    bounds: FleetBounds | None = None
+    """Of a fleet whose size changes, in place of `instances` and `roles`."""
+    loss_per_hour: float = 0.0
+    """How often each instance dies, at random, as instances do that are lent for less."""
+    hanging_starts: frozenset[int] = frozenset()
+    """Instances that never become ready."""
     runs_through: bool = True
     """Whether like steps are run through in one. The outcome is the same."""
     roles: tuple[Role, ...] = ()
@@ -125,7 +139,8 @@ class Simulation:
         observe: Observer | None = None,
         checks: bool = False,
     ) -> None:
-        self.control = ControlPlane(policy, FixedFleet(fleet.instances, fleet.roles), requests_max=10_000_000)
+        bounds = fleet.bounds or FleetBounds.fixed(fleet.instances, fleet.roles)
+        self.control = ControlPlane(policy, bounds, requests_max=10_000_000)
         self._jobs: Iterator[Job] = iter(jobs)
         self._classes = classes
         self._fleet = fleet
@@ -134,8 +149,15 @@ class Simulation:
         self._checks = checks
         self._kernel = Kernel()
         self._fabric = Fabric(fleet.fabric)
+        self._starts = Starts(fleet.startup, self._kernel)
         self._instances: dict[int, SimInstance] = {}
-        self._role_changes = 0
+        self._role_changes = self._resizes = 0
+        self._has_more = True
+        """Whether the workload may not be at its end."""
+        self._coming = 0
+        """Arrivals that are known of and have not happened."""
+        self._begun: tuple[float, float, float] | None = None
+        """Seconds awake and asleep, and their cost, when the first request arrived."""
         self._live: dict[int, _Live] = {}
         self._rows = _Rows(tuple(classes))
         self._wakeup_s: float | None = None
@@ -150,12 +172,15 @@ class Simulation:
             Stay: self._stay,
             AssignRole: self._assign_role,
             Link: self._link,
+            Resize: self._resize,
+            Sleep: self._sleep,
+            Wake: self._wake_up,
             Stop: self._stop,
         }
 
     def run(self) -> Outcome:
         """Go on until everything has ended."""
-        self._kernel.at(0.0, self._wake)
+        self._arm(0.0)
         for instant_s in self._fleet.losses_s:
             self._kernel.at(to_ticks_s(instant_s), self._lose_oldest)
         for instant_s in self._fleet.drains_s:
@@ -163,13 +188,21 @@ class Simulation:
         self._expect_next()
         self._kernel.run()
         assert not self._live, f"{len(self._live)} requests never ended"
-        return self._rows.outcome(self._fleet.instances, self._role_changes)
+        bill = self._billed(self._rows.last_end_s)
+        usage = Usage(*(end - begun for end, begun in zip(bill, self._begun or bill, strict=True)))
+        return self._rows.outcome(usage, self._role_changes, self._resizes)
+
+    def _billed(self, now: float) -> tuple[float, float, float]:
+        bill = self.control.sizing.bill
+        return (*bill.seconds(now), bill.cost(now))
 
     # -- arrivals
 
     def _expect_next(self) -> None:
         job = next(self._jobs, None)
+        self._has_more = job is not None
         if job is not None:
+            self._coming += 1
             at_s = max(self._kernel.now, to_ticks_s(job.at_s))
             self._kernel.at(at_s, lambda: self._arrive_and_expect(job))
 
@@ -182,6 +215,9 @@ class Simulation:
         if service_class is None:
             raise InputError(f"there is no service class {job.service_class!r}")
         now, fleet = self._kernel.now, self._fleet
+        self._coming -= 1
+        if self._begun is None:
+            self._begun = self._billed(now)
         max_tokens = max(fleet.max_tokens, job.output_tokens)
         room = fleet.capacity.blocks * fleet.capacity.block_tokens - job.prompt_tokens
         if job.output_tokens > room:
@@ -217,14 +253,19 @@ class Simulation:
             performer = self._performers.get(type(command))
             if performer is not None:
                 performer(command)
-        wakeup_s = self.control.next_wakeup()
-        if wakeup_s is not None and wakeup_s != self._wakeup_s:
-            self._wakeup_s = wakeup_s
-            self._kernel.at(max(now, to_ticks_s(wakeup_s)), self._wake)
+        is_over = not (self._live or self._coming or self._has_more)
+        self._arm(None if is_over else self.control.next_wakeup())
 
-    def _wake(self) -> None:
-        self._wakeup_s = None
-        self._feed(Wakeup())
+    def _arm(self, wakeup_s: float | None) -> None:
+        if wakeup_s != self._wakeup_s:
+            self._wakeup_s = wakeup_s
+            if wakeup_s is not None:
+                self._kernel.at(max(self._kernel.now, to_ticks_s(wakeup_s)), partial(self._wake, wakeup_s))
+
+    def _wake(self, wakeup_s: float) -> None:
+        if wakeup_s == self._wakeup_s:  # Else another instant was asked for since, or none.
+            self._wakeup_s = None
+            self._feed(Wakeup())
 
     def _dispatch(self, command: Dispatch) -> None:
         live = self._live[command.request_id]
@@ -273,13 +314,30 @@ class Simulation:
         job = self._live.pop(request_id).job
         following = job.follow_up(self._kernel.now) if job.follow_up is not None else None
         if following is not None:
+            self._coming += 1
             at_s = max(self._kernel.now, to_ticks_s(following.at_s))
             self._kernel.at(at_s, lambda: self._arrive(following))
 
+    def _resize(self, command: Resize) -> None:
+        self._resizes += not command.is_proposal
+
     def _launch(self, command: Launch) -> None:
+        self._start(command.instance_id, command.source, command.donor_id)
+
+    def _wake_up(self, command: Wake) -> None:
+        self._start(command.instance_id, StartSource.SLEEPER, None)
+
+    def _sleep(self, command: Sleep) -> None:
+        self._instances.pop(command.instance_id).lose()
+
+    def _start(self, instance_id: int, source: StartSource, donor_id: int | None) -> None:
+        instance = self._instances[instance_id] = self._made(instance_id)
+        self._starts.begin(source, donor_id, partial(self._announce, instance))
+
+    def _made(self, instance_id: int) -> SimInstance:
         fleet = self._fleet
-        instance = SimInstance(
-            command.instance_id,
+        return SimInstance(
+            instance_id,
             self._kernel,
             self._feed,
             capacity=fleet.capacity,
@@ -291,13 +349,15 @@ class Simulation:
             runs_through=fleet.runs_through,
             fabric=self._fabric,
         )
-        self._instances[command.instance_id] = instance
-        ready_s = to_ticks_s(self._kernel.now + fleet.startup_s)
-        self._kernel.at(ready_s, lambda: self._announce(instance))
 
     def _announce(self, instance: SimInstance) -> None:
-        if not instance.is_lost:
-            self._feed(InstanceReady(instance.id, self._fleet.capacity, in_ticks(self._fleet.latency)))
+        if instance.is_lost or instance.id in self._fleet.hanging_starts:
+            return
+        self._feed(InstanceReady(instance.id, self._fleet.capacity, in_ticks(self._fleet.latency)))
+        if self._fleet.loss_per_hour:
+            chance = np.random.default_rng([self._seed, instance.id, LOSSES])
+            at_s = self._kernel.now + chance.exponential(SECONDS_PER_HOUR / self._fleet.loss_per_hour)
+            self._kernel.at(to_ticks_s(at_s), partial(self._lose, instance))
 
     def _drain_oldest(self) -> None:
         if self._instances:
@@ -305,12 +365,16 @@ class Simulation:
 
     def _lose_oldest(self) -> None:
         if self._instances:
-            oldest = min(self._instances)
-            for request_id, (emitted, first_token_s) in self._instances.pop(oldest).lose().items():
-                live = self._live.get(request_id)
-                if live is not None:  # Else its client had left.
-                    live.emitted, live.first_token_s = emitted, first_token_s
-            self._feed(InstanceLost(oldest, "a planned fault"))
+            self._lose(self._instances[min(self._instances)])
+
+    def _lose(self, instance: SimInstance) -> None:
+        if self._instances.get(instance.id) is not instance:
+            return
+        for request_id, (emitted, first_token_s) in self._instances.pop(instance.id).lose().items():
+            live = self._live.get(request_id)
+            if live is not None:  # Else its client had left.
+                live.emitted, live.first_token_s = emitted, first_token_s
+        self._feed(InstanceLost(instance.id, "a planned fault"))
 
 
 def _sequence(live: _Live, expected_tokens: int, parting: Parting) -> Sequence:
@@ -375,7 +439,7 @@ class _Rows:
     def reject(self, number: int) -> None:
         self.state[number] = 2
 
-    def outcome(self, instances: int, role_changes: int) -> Outcome:
+    def outcome(self, usage: Usage, role_changes: int, resizes: int) -> Outcome:
         state = np.array(self.state, dtype=np.int64)
         sim_seconds = self.last_end_s - self.arrived_s[0] if self.arrived_s else 0.0
         return Outcome(
@@ -389,9 +453,9 @@ class _Rows:
             rejected=(state & 2).astype(bool),
             finished=(state & 4).astype(bool),
             output_tokens=np.array(self.output_tokens, dtype=np.int64),
-            instance_seconds=sim_seconds * instances,
+            usage=usage,
             migrations=self.migrations,
             role_changes=role_changes,
-            scale_events=0,
+            scale_events=resizes,
             sim_seconds=sim_seconds,
         )

@@ -1,0 +1,55 @@
+"""Seconds of prefill that have arrived, by the term within which they are due; and how fast they came lately.
+
+Work that is due within F of its arrival needs, if it comes at once, so much speed as it takes per F: the demand bound
+of earliest-deadline-first scheduling. Over longer windows the same work needs the mean. Work with a long term is left
+out: it can wait for a trough, and asks for instances only when its deadline comes near.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Sequence
+
+TERMS_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+"""Terms up to each of these are counted together."""
+DEFERRABLE_S = TERMS_S[-1]
+
+
+class DueWork:
+    """All work so far, one sum for each of `TERMS_S`; each counts what is due sooner, too."""
+
+    def __init__(self) -> None:
+        self._sums = [0.0] * len(TERMS_S)
+
+    def add(self, term_s: float, work_s: float) -> None:
+        for index in range(bisect_left(TERMS_S, term_s), len(TERMS_S)):
+            self._sums[index] += work_s
+
+    @property
+    def by_term(self) -> tuple[float, ...]:
+        return tuple(self._sums)
+
+
+class WorkHistory:
+    """What these sums were lately."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, Sequence[float]]] = deque()
+
+    def observe(self, sums: Sequence[float], now: float) -> None:
+        """Note them. Instants come in order."""
+        self._seen.append((now, sums))
+        while len(self._seen) > 1 and self._seen[1][0] <= now - DEFERRABLE_S:
+            self._seen.popleft()
+
+    def rate(self, window_s: float, now: float, term: int = -1) -> float:
+        """Seconds of prefill per second within the window, due within the term; 0 before anything is known."""
+        newest = self._seen[-1]
+        oldest = next(each for each in self._seen if each[0] >= now - window_s)
+        elapsed_s = max(newest[0] - oldest[0], min(window_s, newest[0] - self._seen[0][0]))
+        return (newest[1][term] - oldest[1][term]) / elapsed_s if elapsed_s > 0 else 0.0
+
+    def due_rate(self, now: float) -> float:
+        """The most over the terms, each in a window as long as it is."""
+        return max(self.rate(term_s, now, index) for index, term_s in enumerate(TERMS_S))

@@ -1,0 +1,232 @@
+"""How many instances there should be, so that promises are kept at the least cost: from what is asked for now, what may
+be asked for before a start could help, and what waits already.
+
+With rho seconds of prefill per second, L seconds of decodes per second without fixed parts of steps, f the share of a
+pace that the fixed part takes, and KV in tokens:
+
+    need       N = max((rho + L) / (u - f), kv / (v KV))                       instances
+    rho now    the most, over horizons F, of the prefill that is due within F of its arrival and arrived within the
+               last F, per F (demand bound of earliest-deadline-first scheduling)
+    rho mean   the larger mean of the last 10 and 30 s
+    wanted     N(mean) times the growth that is to be expected until a start helps (`surge`), and at least what the
+               work that waits needs: for each deadline d later than that, what n instances leave undone by d, over
+               the time that one more would have for it
+
+Need and terms are the findings'; growth by quantile, its feedback and the bound by deadlines are ours. Fewer are wanted
+only when that has been so for as long as another start would take and a little longer. What may be needed only after a
+sleeper could have woken, but before a start could help, is wanted asleep.
+
+Knows no requests one by one; what becomes of the number is `sizing`'s.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from hyperflexis.core import budget, loads
+from hyperflexis.core.cluster import Cluster
+from hyperflexis.core.commands import Reason, Why
+from hyperflexis.core.due_work import DEFERRABLE_S, WorkHistory
+from hyperflexis.core.instance import Instance
+from hyperflexis.core.sizing import Sizing, Wanted
+from hyperflexis.core.surge import Certainty, Surge
+
+PLAN_S = 0.5
+"""How often the size is thought about."""
+
+
+class Scaler(Protocol):
+    """One of a policy's decisions."""
+
+    def plan(self, cluster: Cluster, sizing: Sizing, now: float) -> Wanted | None:
+        """Say how many instances there should be; None: as many as before. Asked every `PLAN_S`, and when a request
+        arrives and there is no instance.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class ScalerRules:
+    """How near to the edge, and how fast."""
+
+    late_share: float = 0.01
+    """Of the work, what may be placed where it will be late: what cost is weighed with."""
+    time_share: float = 1.0
+    """u."""
+    kv_share: float = 0.85
+    """v."""
+    windows_s: tuple[float, float] = (10.0, 30.0)
+    memory_s: float = 900.0
+    """Growth is learned from so much of the past."""
+    settle_s: float = 4.0
+    """Fewer instances are wanted after so long, and the time that a start takes."""
+    settle_starts: float = 1.0
+    """How many times that."""
+    idle_s: float = 60.0
+    """None is wanted after so long without a request, where none is allowed."""
+    overdue_s: float = 5.0
+    """Work that will be late anyway is to be done within so long after help has come."""
+
+
+class Need(NamedTuple):
+    """Instances, not whole ones."""
+
+    now: float
+    mean: float
+
+
+class ProactiveScaler:
+    """Ours."""
+
+    def __init__(self, rules: ScalerRules | None = None) -> None:
+        self._rules = rules or ScalerRules()
+        self._work = WorkHistory()
+        self._surges: dict[float, Surge] = {}
+        self._certainty = Certainty(self._rules.late_share)
+        self._placed = self._late = 0.0
+        self._wanted: deque[tuple[float, int]] = deque()
+        """(instant, instances), falling: the first is the most that was wanted within the time to settle."""
+        self._planned_s = -math.inf
+        self._used_s = -math.inf
+        self._count = 0
+        self._model: Instance | None = None
+        """An instance like those that will come."""
+
+    def plan(self, cluster: Cluster, sizing: Sizing, now: float) -> Wanted | None:
+        if cluster.requests:
+            self._used_s = now
+        if not cluster.ready:
+            return self._first(cluster, sizing)
+        if now < self._planned_s + PLAN_S:
+            return None
+        self._planned_s = now
+        self._model = cluster.ready[0]
+        need = self._need(cluster, now)
+        self._learn(cluster)
+        start_s = sizing.start_s() + PLAN_S
+        count, reason = self._count_for(need, cluster, sizing, start_s, now)
+        count = self._settled(count, self._rules.settle_s + self._rules.settle_starts * start_s, now)
+        if not cluster.requests and now - self._used_s >= self._rules.idle_s:
+            count, reason = 0, Reason(Why.IDLE, (("idle_s", now - self._used_s),))
+        self._count = count
+        return Wanted(sizing.split(count), reason, self._asleep(need, sizing, start_s, count))
+
+    def _first(self, cluster: Cluster, sizing: Sizing) -> Wanted | None:
+        """One, if somebody waits."""
+        if not cluster.requests or sizing.wanted:
+            return None
+        return Wanted(sizing.split(1), Reason(Why.FIRST))
+
+    def _need(self, cluster: Cluster, now: float) -> Need:
+        assert self._model is not None
+        self._work.observe(cluster.due_work.by_term, now)
+        state = fleet_state(cluster, self._model)
+        rules = self._rules
+        rho_now = self._work.due_rate(now)
+        rho_mean = max(self._work.rate(window_s, now) for window_s in rules.windows_s)
+        kv = state.kv_tokens / (rules.kv_share * state.kv_capacity)
+        share = max(0.05, rules.time_share - state.fixed_share)
+        needs = [max((rho + state.decode_share) / share, kv) for rho in (max(rho_now, rho_mean), rho_mean)]
+        return Need(*needs)
+
+    def _learn(self, cluster: Cluster) -> None:
+        placed, late = cluster.placed - self._placed, cluster.placed_late - self._late
+        self._placed, self._late = cluster.placed, cluster.placed_late
+        self._certainty.observe(placed, late)
+
+    def _surge(self, horizon_s: float) -> Surge:
+        """By horizons a fifth apart, so that what is believed of starts may vary a little."""
+        key = 1.2 ** round(math.log(horizon_s, 1.2))
+        if key not in self._surges:
+            self._surges[key] = Surge(key, self._rules.memory_s)
+        return self._surges[key]
+
+    def _count_for(
+        self, need: Need, cluster: Cluster, sizing: Sizing, start_s: float, now: float
+    ) -> tuple[int, Reason]:
+        surge = self._surge(start_s)
+        for each in self._surges.values():
+            each.observe(now, need.now, need.mean)
+        most = surge.most(need.mean, self._certainty.quantile)
+        numbers = (
+            ("need", need.now),
+            ("mean", need.mean),
+            ("growth", surge.factor(self._certainty.quantile)),
+            ("within_s", start_s),
+        )
+        serving = len(cluster.ready)
+        waiting = self._for_waiting(cluster, serving, sizing, start_s, now)
+        if waiting > most:
+            return math.ceil(waiting - 0.05), Reason(Why.BACKLOG, (*numbers, ("for_waiting", waiting)))
+        return math.ceil(most - 0.05), Reason(Why.DEMAND, numbers)
+
+    def _for_waiting(self, cluster: Cluster, serving: int, sizing: Sizing, start_s: float, now: float) -> float:
+        """Instances with which what waits would be done in time, as far as a start can still help."""
+        assert self._model is not None
+        state = fleet_state(cluster, self._model)
+        share = max(0.05, self._rules.time_share - state.fixed_share)
+        speed = max(0.05 * serving, serving * share - state.decode_share)
+        overdue_s = now + start_s + self._rules.overdue_s
+        due = sorted(
+            (deadline_s if deadline_s > now + start_s + 0.1 else max(deadline_s, overdue_s), work_s)
+            for instance in cluster.ready
+            for deadline_s, work_s in instance.due_work()
+        )
+        more = done_s = 0.0
+        for deadline_s, work_s in due:
+            done_s += work_s
+            left_s = done_s - speed * (deadline_s - now)
+            if left_s > 0:
+                more = max(more, left_s / (share * (deadline_s - now - start_s)))
+        return serving + more if more > 0.2 else 0.0
+
+    def _settled(self, count: int, settle_s: float, now: float) -> int:
+        """The most that was wanted within that time."""
+        while self._wanted and self._wanted[-1][1] <= count:
+            self._wanted.pop()
+        self._wanted.append((now, count))
+        while self._wanted[0][0] < now - settle_s:
+            self._wanted.popleft()
+        return self._wanted[0][1]
+
+    def _asleep(self, need: Need, sizing: Sizing, start_s: float, count: int) -> int:
+        """What may be needed before a start could help, beyond what is awake: to be woken then."""
+        if not sizing.fleet.asleep_max:
+            return 0
+        return max(0, math.ceil(self._surge(start_s).most(need.mean, self._certainty.quantile)) - count)
+
+
+class FleetState(NamedTuple):
+    """What is done and held now, by all instances together."""
+
+    decode_share: float
+    """L: seconds of decodes per second."""
+    fixed_share: float
+    """f."""
+    kv_tokens: float
+    kv_capacity: float
+    """Of one instance, tokens."""
+
+
+def fleet_state(cluster: Cluster, model_of: Instance) -> FleetState:
+    """Sum up what instances do; those that drain count with what they have, for others will have to take it."""
+    model = model_of.latency.model
+    live = [each for each in cluster.instances.values() if each.requests]
+    paces_s = [min(loads.pace_cap_s(each), each.strictest_pace_s()) for each in live]
+    pace_s = budget.AIM * min(paces_s, default=loads.pace_cap_s(model_of))
+    seqs = sum(each.requests for each in live)
+    context = sum(each.context_tokens for each in live)
+    decoding = sum(len(each.decoding) for each in live)
+    waiting = [request for each in live for request in each.waiting.values()]
+    held = context + sum(request.context_tokens for request in waiting if request.term_s <= DEFERRABLE_S)
+    planned = sum(each.planned_tokens for each in live)
+    planned -= sum(request.planned_tokens for request in waiting if request.term_s > DEFERRABLE_S)
+    capacity = model_of.capacity
+    return FleetState(
+        decode_share=(model.decode_seq_s * decoding + model.context_token_s * context) / pace_s,
+        fixed_share=min(0.9, model.decode_base_s / pace_s) if seqs else 0.0,
+        kv_tokens=held + 0.5 * max(0, planned - held),
+        kv_capacity=capacity.blocks * capacity.block_tokens,
+    )
