@@ -253,7 +253,8 @@ class Simulation:
             performer = self._performers.get(type(command))
             if performer is not None:
                 performer(command)
-        is_over = not (self._live or self._coming or self._has_more)
+        # A fleet that changes size is thought about for ever; one that does not comes to rest by itself.
+        is_over = self.control.sizing.fleet.is_elastic and not (self._live or self._coming or self._has_more)
         self._arm(None if is_over else self.control.next_wakeup())
 
     def _arm(self, wakeup_s: float | None) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from hyperflexis.core.instance import StartSource
 from hyperflexis.sim.kernel import Kernel, to_ticks_s
@@ -74,25 +75,21 @@ class Starts:
     def begin(self, source: StartSource, donor_id: int | None, ready: Callable[[], None]) -> None:
         """Call `ready` when a start that is decided now would be."""
         phases = self._spec.of(source)
+        if not phases.weights_s:
+            self._after(phases.total_s, ready)
+        else:
+            read = partial(self._read, source, donor_id, phases, ready)
+            self._after(phases.schedule_s + phases.boot_s, read)
 
-        def loaded() -> None:
-            self._after(phases.post_s, ready)
-
-        def booted() -> None:
-            self._load(source, donor_id, phases.weights_s, loaded)
-
-        self._after(phases.schedule_s + phases.boot_s, booted)
-
-    def _load(self, source: StartSource, donor_id: int | None, weights_s: float, loaded: Callable[[], None]) -> None:
-        if not weights_s or source is StartSource.SLEEPER:
-            self._after(weights_s, loaded)
-        elif donor_id is not None and self._spec.is_chained:
-            now = self._kernel.now
+    def _read(self, source: StartSource, donor_id: int | None, phases: StartPhases, ready: Callable[[], None]) -> None:
+        weights_s, now = phases.weights_s, self._kernel.now
+        if donor_id is not None and self._spec.is_chained:
             behind_s = self._chain_s.get(donor_id, now) + self._spec.chunk_share * weights_s
             self._chain_s[donor_id] = max(now + weights_s, behind_s)
-            self._after(self._chain_s[donor_id] - now, loaded)
+            self._after(self._chain_s[donor_id] - now + phases.post_s, ready)
         else:
-            self._readers.setdefault(donor_id or source, Shared(self._kernel)).add(weights_s, loaded)
+            shared = self._readers.setdefault((source, donor_id), Shared(self._kernel))
+            shared.add(weights_s, partial(self._after, phases.post_s, ready))
 
     def _after(self, seconds: float, then: Callable[[], None]) -> None:
         self._kernel.at(to_ticks_s(self._kernel.now + seconds), then)
