@@ -8,7 +8,6 @@ sleeps can look. Knows blocks, no sequences, and nothing of what decides where l
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import threading
@@ -18,8 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
-
+from hyperflexis.adapters.native.pages import populate
 from hyperflexis.engine.kv import KvPool, ranges
 from hyperflexis.transfer.descriptor import Descriptor, read_descriptor
 from hyperflexis.transfer.errors import RefusedError, TransferError, Unreachable
@@ -36,8 +34,6 @@ LEASE_S = 30.0
 PULL_S = 30.0
 """The most that a pull may take before it counts as lost."""
 _TRIALS = 2
-_TOUCHED_BYTES = 16 << 20
-_MADV_POPULATE_WRITE = 23
 _TYPICAL_BLOCKS = 32
 """What is asked for to say what a block costs: the set-up is shared by so many."""
 
@@ -60,17 +56,6 @@ class Pulled:
     bytes: int = 0
     seconds: float = 0.0
     medium: str = ""
-
-
-def _touch(memory: memoryview) -> None:
-    """Have the kernel make all pages now: with each made when it is first written, a copy takes ten times as long."""
-    pages = np.frombuffer(memory, np.uint8)
-    libc = ctypes.CDLL(None, use_errno=True)
-    for start in range(0, pages.size, _TOUCHED_BYTES):
-        piece = pages[start : start + _TOUCHED_BYTES]
-        # Without the interpreter's lock. A kernel before 5.14 does not know how, and goes on as it would.
-        if libc.madvise(ctypes.c_void_p(piece.ctypes.data), ctypes.c_size_t(piece.size), _MADV_POPULATE_WRITE) != 0:
-            return
 
 
 class _Lent(NamedTuple):
@@ -173,7 +158,7 @@ class Peers:
             self._receiver = Receiver()
         if isinstance(self._buffer, SharedMemory) and not self._is_touched:
             self._is_touched = True
-            threading.Thread(target=_touch, args=(self._buffer.view,), name="kv-pages", daemon=True).start()
+            threading.Thread(target=populate, args=(self._buffer.view,), name="kv-pages", daemon=True).start()
         connect = threading.Thread(target=self._connect, args=(peer, version, descriptor), daemon=True)
         connect.start()
 

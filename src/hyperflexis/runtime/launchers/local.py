@@ -7,11 +7,11 @@ for. Accelerators are taken in turn.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hyperflexis.adapters.contract import Adapter, Listener
 from hyperflexis.adapters.native.host import ZygoteHost
-from hyperflexis.adapters.native.messages import Fork, Load, Loaded
+from hyperflexis.adapters.native.messages import Fork, Load, Loaded, Profile, WeightsSpec
 from hyperflexis.core.instance import Role
 from hyperflexis.wire.messages import News, Ready, StepReport
 
@@ -35,6 +35,8 @@ class LocalSpec:
     """What is known of its steps; none: the first instance measures."""
     checks_transfers: bool = False
     """Whether KV that comes from other instances is compared with theirs."""
+    weights: WeightsSpec = field(default_factory=WeightsSpec)
+    """Where they may come from besides the disk, and whether they are lent on."""
 
 
 class LocalLauncher:
@@ -44,7 +46,9 @@ class LocalLauncher:
         self._zygote = zygote
         self._spec = spec
         self.loaded = loaded
-        self._samples = spec.samples
+        sibling = loaded.profile
+        self._samples = spec.samples or (sibling.samples if sibling and sibling.threads == spec.threads else ())
+        self._tell_of_samples()
 
     @classmethod
     async def start(cls, spec: LocalSpec) -> LocalLauncher:
@@ -62,6 +66,7 @@ class LocalLauncher:
                 block_tokens=spec.block_tokens,
                 kv_bytes=spec.kv_bytes,
                 instances=spec.instances,
+                weights=spec.weights,
             )
             return cls(zygote, spec, await zygote.load(order))
         except BaseException:
@@ -90,9 +95,25 @@ class LocalLauncher:
         """Process ids of living instances."""
         return self._zygote.pids
 
+    async def offer(self) -> bytes:
+        """What leads other starts to these weights; empty if they are not lent."""
+        return await self._zygote.offer()
+
+    @property
+    def digest(self) -> bytes:
+        """Root digest of the weights that are lent, once it is known."""
+        return self._zygote.digest
+
     def remember(self, ready: Ready) -> None:
         """Siblings compute the same model on the same kind of device: what one measured, the next need not."""
-        self._samples = self._samples or ready.samples
+        if not self._samples:
+            self._samples = ready.samples
+            self._tell_of_samples()
+
+    def _tell_of_samples(self) -> None:
+        """Siblings elsewhere need not measure either."""
+        if self._samples and self._spec.weights.lends:
+            self._zygote.tell(Profile(self.loaded.hardware, self._spec.threads, self._samples))
 
     def _device(self, instance_id: int) -> str:
         count = self.loaded.device_count

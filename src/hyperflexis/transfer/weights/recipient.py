@@ -143,7 +143,7 @@ class _Taking:
                     return self._made(view, joined) if self._wanted.root else None
                 places = list(chunks(view.nbytes))
                 if not self._wanted.checks_all:
-                    places = random.sample(places, min(SPOT_CHECKS, len(places)))
+                    places = random.SystemRandom().sample(places, min(SPOT_CHECKS, len(places)))
                 wrong = next((at for at, end in places if manifest.at(at) != digest_of(view[at:end])), None)
                 if wrong is not None:
                     raise Corrupt(f"the memory of {joined.accept.owner} is not what it is to be at byte {wrong}")
