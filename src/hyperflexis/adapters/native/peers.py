@@ -172,6 +172,12 @@ class Peers:
                 if of_peer == peer:
                     transfer.cancel()
 
+    @property
+    def lent_to(self) -> list[int]:
+        """The peers that may take KV from here."""
+        with self._lock:
+            return sorted(self._lent)
+
     def refusal(self, peer: int, version: int) -> str:
         """Why nothing can be pulled from there by the link of this version; empty if it can."""
         link = self._links.get(peer)

@@ -50,14 +50,19 @@ class LocalLauncher:
         self._samples = spec.samples or (sibling.samples if sibling and sibling.threads == spec.threads else ())
         self._tell_of_samples()
 
+    @staticmethod
+    def prepare() -> ZygoteHost:
+        """Start a zygote without a model: what is imported by then, a later `start` need not wait for."""
+        return ZygoteHost()
+
     @classmethod
-    async def start(cls, spec: LocalSpec) -> LocalLauncher:
-        """Start a zygote and load the model.
+    async def start(cls, spec: LocalSpec, zygote: ZygoteHost | None = None) -> LocalLauncher:
+        """Load the model, into a zygote that was prepared or into a new one.
 
         Raises:
             StartError: the model cannot be loaded; says why and what may help.
         """
-        zygote = ZygoteHost()
+        zygote = zygote or ZygoteHost()
         try:
             order = Load(
                 directory=spec.directory,
