@@ -9,6 +9,8 @@ steps      the weight step, within each round: disk with the file's pages droppe
            disk with them in memory, attach, copies by shared memory, Unix socket and TCP, and a plain copy into the
            same kind of memory (fresh, as a new holder's is) and into resident memory
 receivers  1, 2 and 4 holders at once: attached; copied in a chain; each copied from the first donor
+links      the same copies where each sender gives at most 0.25 GB/s, as over a network: then links are what is short,
+           and not this machine's two cores
 donor      steps of an instance while its weights are copied, within limits, from its keeper; and for comparison from
            threads of the process that steps
 ready      from the decision to the first token that is served, by phase: fork; donor and warm zygote; all of it cold
@@ -26,8 +28,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,11 +50,12 @@ from hyperflexis.transfer.weights.identity import Identity
 from hyperflexis.wire.messages import Asleep, Awake, News, Ready, Sampling, Sleep, StepReport, Submit, Wake
 
 DEMO = record.REPOSITORY / "src" / "hyperflexis" / "demo_model"
-HOLDER = Path(__file__).with_name("weights_holder.py")
+HOLDER, STEPPER = (Path(__file__).with_name(f"weights_{name}.py") for name in ("holder", "stepper"))
 GREEDY = Sampling(temperature=0.0)
 ROUNDS = 5
 KV_BYTES = 64 << 20
 LIMITS_BYTES_PER_S = (math.inf, 5e8, 2.5e8)
+LINK_BYTES_PER_S = 2.5e8
 COPY_S = 4.0
 """How long copies are kept up while a donor's steps are timed."""
 GOALS = {
@@ -129,12 +132,20 @@ def lending(**fields: Any) -> WeightsSpec:
 
 
 class Holder:
-    def __init__(self, identity: Identity, candidates: list[str], media: list[str] | None, niceness: int = 0) -> None:
+    def __init__(
+        self,
+        identity: Identity,
+        candidates: list[str],
+        media: list[str] | None,
+        *,
+        niceness: int = 0,
+        bytes_per_s: float | None = None,
+    ) -> None:
         self._process = subprocess.Popen(
             [sys.executable, str(HOLDER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         order = {"identity": msgspec.to_builtins(identity), "candidates": candidates, "media": media}
-        self._write(json.dumps({**order, "niceness": niceness}))
+        self._write(json.dumps({**order, "niceness": niceness, "bytes_per_s": bytes_per_s}))
         self.offer: str = self._read()["offer"]
 
     def _write(self, line: str) -> None:
@@ -165,16 +176,6 @@ class Holder:
 
     def close(self) -> None:
         self._process.communicate()
-
-
-@contextmanager
-def holders(identity: Identity, candidates: list[list[str]], media: list[str] | None) -> Iterator[list[Holder]]:
-    made = [Holder(identity, each, media) for each in candidates]
-    try:
-        yield made
-    finally:
-        for holder in made:
-            holder.close()
 
 
 # -- parts
@@ -217,7 +218,7 @@ async def steps(bench: Bench, rounds: int) -> dict[str, Any]:
     def note(name: str, seconds: float) -> None:
         seen.setdefault(name, []).append(seconds)
 
-    media = {"attach": None, "shm": ["shm"], "unix": ["unix"], "tcp": ["tcp"]}
+    media = {"attach": None, "shm": ["shm", "unix"], "unix": ["unix"], "tcp": ["tcp"]}
     for _ in range(rounds):
         cold_shares.append(weights_model.drop_pages(bench.model))
         note("disk, cold", await disk_step_s(bench.model))
@@ -244,12 +245,12 @@ async def steps(bench: Bench, rounds: int) -> dict[str, Any]:
     }
 
 
-async def receivers(bench: Bench, rounds: int) -> dict[str, Any]:
-    found: dict[str, dict[str, list[float]]] = {}
+async def receivers(bench: Bench, rounds: int, ways: tuple[str, ...], link: float | None = None) -> dict[str, Any]:
+    found: dict[str, dict[str, list[float]]] = {way: {} for way in ways}
     for _ in range(rounds):
         for count in (1, 2, 4):
-            for way in ("attach", "chain", "apart"):
-                found.setdefault(way, {}).setdefault(str(count), []).append(_together_s(bench, count, way))
+            for way in ways:
+                found[way].setdefault(str(count), []).append(_together_s(bench, count, way, link))
     return {
         way: {
             "seconds": {count: record.spread(values) for count, values in counts.items()},
@@ -262,13 +263,14 @@ async def receivers(bench: Bench, rounds: int) -> dict[str, Any]:
     }
 
 
-def _together_s(bench: Bench, count: int, way: str) -> float:
+def _together_s(bench: Bench, count: int, way: str, link: float | None) -> float:
     """From the first holder's beginning to the last one's end."""
     made: list[Holder] = []
     try:
         for _ in range(count):
             before = [made[-1].offer] if made and way == "chain" else []
-            made.append(Holder(bench.identity, [*before, bench.offer], None if way == "attach" else ["tcp"]))
+            media = None if way == "attach" else ["tcp"]
+            made.append(Holder(bench.identity, [*before, bench.offer], media, bytes_per_s=link))
         began_s = time.perf_counter()
         for holder in made:
             holder.begin()
@@ -283,46 +285,54 @@ def _together_s(bench: Bench, count: int, way: str) -> float:
 
 
 async def donor(model: Path, identity: Identity) -> dict[str, Any]:
+    """Steps of the demo model, which Python bounds, and of the large one, which memory bounds."""
     found: dict[str, Any] = {}
     for limit in LIMITS_BYTES_PER_S:
-        launcher = await LocalLauncher.start(spec(model, weights=lending(bytes_per_s=limit)))
-        offer = (await launcher.offer()).hex()
-        instance = start(launcher, 0)
-        await instance.until(lambda: 0 in instance.finished)  # noqa: B023  # awaited at once
-        for medium in ("tcp", "attach"):
-            row = await _disturbed(instance, identity, offer, medium)
-            found[f"{medium}, {'no limit' if math.isinf(limit) else f'{limit / 1e9:g} GB/s'}"] = row
-        await launcher.close()
+        async with _lender(model, identity, limit) as bench:
+            for name, steps_of in {"demo": DEMO, "0.5B": model}.items():
+                for medium in ("tcp", "attach") if math.isinf(limit) else ("tcp",):
+                    row = f"{name}: keeper, {medium}, {'no limit' if math.isinf(limit) else f'{limit / 1e9:g} GB/s'}"
+                    found[row] = await asyncio.to_thread(_disturbed, identity, steps_of, bench.offer, medium)
+    for name, steps_of in {"demo": DEMO, "0.5B": model}.items():
+        row = f"{name}: threads of the process that steps, tcp, no limit"
+        found[row] = await asyncio.to_thread(_disturbed, identity, steps_of, "", "tcp", lends=model)
     return found
 
 
-async def _disturbed(instance: Instance, identity: Identity, offer: str, medium: str) -> dict[str, Any]:
-    """Steps before and while one holder after another takes the weights. The holder is another host's, so it yields."""
-    instance.ask(len(instance.finished) + len(instance.steps_s) + 1, 1900)
-    await asyncio.sleep(COPY_S)
+def _disturbed(
+    identity: Identity, steps_of: Path, offer: str, medium: str, *, lends: Path | None = None
+) -> dict[str, Any]:
+    """Take the weights again and again, after as long without; the holder stands for another host's, so it yields."""
+    process = subprocess.Popen([sys.executable, str(STEPPER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(json.dumps({"model": str(steps_of), "lends": lends and str(lends)}) + "\n")
+    process.stdin.flush()
+    offer = json.loads(process.stdout.readline())["offer"] or offer
     holder = Holder(identity, [offer], [medium] if medium != "attach" else None, niceness=15)
-    began_s = time.perf_counter()
-    loop = asyncio.get_running_loop()
-    rates = []
+    time.sleep(COPY_S)
+    began_s, rates = time.perf_counter(), []
     while time.perf_counter() < began_s + COPY_S:
-        taken = await loop.run_in_executor(None, holder.take)
-        rates.append(identity.size_bytes / taken["seconds"] / 1e9)
+        rates.append(identity.size_bytes / holder.take()["seconds"] / 1e9)
     ended_s = time.perf_counter()
-    before = [step for at, step in instance.steps_s if began_s - COPY_S < at < began_s]
-    during = [step for at, step in instance.steps_s if began_s < at < ended_s]
     holder.close()
-    return _compared(before, during, rates)
+    said, _ = process.communicate("over\n")
+    return _compared(json.loads(said)["steps_s"], began_s, ended_s, rates)
 
 
-def _compared(before: list[float], during: list[float], rates: list[float]) -> dict[str, Any]:
-    p50 = statistics.median(before)
+def _compared(steps_s: list[tuple[float, float]], began_s: float, ended_s: float, rates: list[float]) -> dict[str, Any]:
+    before = [step for at, step in steps_s if began_s - COPY_S < at < began_s]
+    during = [step for at, step in steps_s if began_s < at < ended_s]
+
+    def times(of: Callable[[list[float]], float]) -> float:
+        return of(during) / of(before)
+
     return {
         "gb_per_s": statistics.median(rates),
-        "step_p50_s": p50,
-        "p50 during, times p50": statistics.median(during) / p50,
-        "mean during, times mean": statistics.mean(during) / statistics.mean(before),
-        "p90 during, times p90": record.percentile(during, 0.9) / record.percentile(before, 0.9),
-        "p99 during, times p99": record.percentile(during, 0.99) / record.percentile(before, 0.99),
+        "step_p50_s": statistics.median(before),
+        "p50 during, times p50": times(statistics.median),
+        "mean during, times mean": times(statistics.mean),
+        "p99 during, times p99": times(lambda steps: record.percentile(steps, 0.99)),
         "steps": [len(before), len(during)],
     }
 
@@ -337,6 +347,7 @@ async def ready(model: Path, rounds: int) -> dict[str, Any]:
         first = await LocalLauncher.start(spec(model, weights=lending()))
         measuring = start(first, 0)
         await measuring.until(lambda: 0 in measuring.finished)  # noqa: B023  # awaited at once
+        measuring.adapter.close()
         found.setdefault("fork of a loaded zygote", []).append(await _forked(first, 1))
         offer = await first.offer()
         for name, fields in {"attach": {}, "copy": {"attaches": False}}.items():
@@ -417,6 +428,7 @@ async def sleep(model: Path, rounds: int) -> dict[str, Any]:
             instance.ask(number, 1)
             await instance.until(lambda: number in instance.finished)  # noqa: B023  # awaited at once
             rows.setdefault(f"wake {level} to first token", []).append(time.perf_counter() - began_s)
+    instance.adapter.close()
     await launcher.close()
     return {"freed_bytes": freed, "seconds": {name: record.spread(values) for name, values in rows.items()}}
 
@@ -431,20 +443,29 @@ async def _answered(instance: Instance, order: Sleep | Wake) -> News:
 # -- the whole
 
 
+@asynccontextmanager
+async def _lender(model: Path, identity: Identity, link: float | None) -> AsyncIterator[Bench]:
+    launcher = await LocalLauncher.start(spec(model, weights=lending(bytes_per_s=link or math.inf)))
+    try:
+        while not launcher.digest:  # noqa: ASYNC110  # there is no event for it
+            await asyncio.sleep(0.1)
+        yield Bench(model, identity, (await launcher.offer()).hex())
+    finally:
+        await launcher.close()
+
+
 async def measure(model: Path, parts: list[str], rounds: int, report: dict[str, Any]) -> None:
     config = ModelConfig.from_directory(model)
     layout = ArenaLayout.of(config, config.dtype)
     identity = Identity(fingerprint(model), "bfloat16", layout.hash, layout.bytes)
-    if {"steps", "receivers"} & set(parts):
-        lender = await LocalLauncher.start(spec(model, weights=lending()))
-        bench = Bench(model, identity, (await lender.offer()).hex())
-        while not lender.digest:  # noqa: ASYNC110  # there is no event for it
-            await asyncio.sleep(0.1)
-        if "steps" in parts:
-            report["steps"] = await steps(bench, rounds)
-        if "receivers" in parts:
-            report["receivers"] = await receivers(bench, rounds)
-        await lender.close()
+    for part, link in {"steps": None, "receivers": None, "links": LINK_BYTES_PER_S}.items():
+        if part in parts:
+            async with _lender(model, identity, link) as bench:
+                if part == "steps":
+                    report[part] = await steps(bench, rounds)
+                else:
+                    ways = ("attach", "chain", "apart") if link is None else ("chain", "apart")
+                    report[part] = await receivers(bench, rounds, ways, link)
     if "donor" in parts:
         report["donor"] = await donor(model, identity)
     if "ready" in parts:
@@ -455,7 +476,7 @@ async def measure(model: Path, parts: list[str], rounds: int, report: dict[str, 
 
 def main() -> None:
     words = record.parser(__doc__)
-    words.add_argument("--parts", default="steps,receivers,donor,ready,sleep")
+    words.add_argument("--parts", default="steps,receivers,links,donor,ready,sleep")
     words.add_argument("--rounds", type=int, default=ROUNDS)
     words.add_argument("--model", type=Path, help="where the random model is, or is to be kept")
     options = words.parse_args()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import sys
 import time
@@ -34,7 +35,7 @@ class Holder:
         self.offers = [read_offer(bytes.fromhex(each)) for each in order["candidates"]]
         self.media = order.get("media")
         self.wanted = Wanted(self.identity, attaches=self.media is None)
-        self.donor = Donor(tcp_host="127.0.0.1")
+        self.donor = Donor(tcp_host="127.0.0.1", bytes_per_s=order.get("bytes_per_s") or math.inf)
         self.fd = -1
 
     def allocate(self, manifest: Manifest | None) -> Filling:
@@ -51,13 +52,19 @@ class Holder:
         return filling
 
     def take(self) -> None:
+        self.drop()
         began_s, began_cpu_s = time.perf_counter(), time.process_time()
         taken = take(self.offers, self.wanted, self.allocate, media=self.media)
         seconds, cpu_s = time.perf_counter() - began_s, time.process_time() - began_cpu_s
         say(seconds=seconds, cpu_s=cpu_s, medium=taken.medium, failures=taken.failures, phases_s=taken.phases_s)
-        fd = self.fd if taken.fd is None else taken.fd
+        self.fd = self.fd if taken.fd is None else taken.fd
+
+    def drop(self) -> None:
+        """What it took before."""
         self.donor.withdraw()
-        os.close(fd)
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
 
 
 def main() -> None:

@@ -6,9 +6,13 @@ import threading
 import time
 from collections.abc import Callable
 
+SAVED_S = 0.02
+"""So much time that was not used may be caught up with: sleeps last longer than they should, above all on a busy
+machine."""
+
 
 class Pace:
-    """Each piece begins when those before it have had their time; what was not used is not saved up."""
+    """Each piece begins when those before it have had their time."""
 
     def __init__(
         self,
@@ -29,7 +33,7 @@ class Pace:
         """Return when so many bytes may go."""
         with self._lock:
             now_s = self._clock()
-            begins_s = max(now_s, self._free_s)
+            begins_s = max(now_s - SAVED_S, self._free_s)
             self._free_s = begins_s + size_bytes / self._bytes_per_s
         if begins_s > now_s:
             self._sleep(begins_s - now_s)

@@ -51,7 +51,8 @@ PROFILE, FILES = "profile", "files/"
 FILE_PATTERNS = ("*.json", "*.jinja", "tokenizer.model", "LICENSE*")
 _NOT_ALONG = "model.safetensors.index.json"
 """It promises weights, which are not in files here."""
-_PATIENT_NICENESS = 19
+_LENDER_NICENESS, _PATIENT_NICENESS = 10, 19
+"""Of threads that lend, and of what nobody waits for: where a core is short, instances go first."""
 
 _profiles = msgspec.msgpack.Decoder(Profile)
 
@@ -244,7 +245,6 @@ class _Keeper:
             donor.publish(manifest)
 
     def _digest(self, donor: Donor, view: memoryview) -> None:
-        # Of this thread alone, on Linux: whoever serves goes first.
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _PATIENT_NICENESS)
         manifest = Manifest.of(view)
         donor.publish(manifest)
@@ -253,6 +253,7 @@ class _Keeper:
     def stay(self) -> None:
         """Lend until the zygote lets go."""
         assert self._donor is not None
+        _yield_to_instances()
         for path in _files_along(Path(self._request.directory)):
             self._donor.put(FILES + path.name, path.read_bytes())
         while data := self._sock.recv(DATAGRAM_BYTES_MAX):
@@ -279,6 +280,14 @@ def _donor(request: Load) -> Donor:
         raise LoadError(
             f"weights cannot be lent on {spec.host}:{spec.port}: {error}", "choose another address"
         ) from error
+
+
+def _yield_to_instances() -> None:
+    """For threads that there are now: on Linux each has a priority of its own."""
+    for thread in map(int, os.listdir("/proc/self/task")):
+        with contextlib.suppress(ProcessLookupError):  # It has just ended.
+            if os.getpriority(os.PRIO_PROCESS, thread) < _LENDER_NICENESS:
+                os.setpriority(os.PRIO_PROCESS, thread, _LENDER_NICENESS)
 
 
 def _files_along(directory: Path) -> list[Path]:

@@ -44,15 +44,15 @@ class Zygote:
         """By the descriptor that becomes readable when it ends: (pid, number of the fork)."""
         self._poll = select.poll()
         self._poll.register(control, select.POLLIN)
+        # What is alive now is shared with every child; a collection that wrote to it would copy its pages.
+        gc.collect()
+        gc.freeze()
 
     def say(self, message: FromZygote) -> None:
         self._control.send(encode(message))
 
     def serve(self) -> None:
         """Return when the parent has closed the socket."""
-        # What is alive now is shared with every child; a collection that wrote to it would copy its pages.
-        gc.collect()
-        gc.freeze()
         with contextlib.suppress(ConnectionError):  # The parent has closed it while something was being said.
             while True:
                 for descriptor, _ in self._poll.poll():

@@ -21,11 +21,11 @@ from hyperflexis.transfer.weights.filling import Filling
 from hyperflexis.transfer.weights.identity import Identity
 from hyperflexis.transfer.weights.joined import Joined, Patience, join
 from hyperflexis.transfer.weights.joining import WEIGHTS
-from hyperflexis.transfer.weights.manifest import Manifest, chunks, digest_of
+from hyperflexis.transfer.weights.manifest import PIECE_BYTES, Manifest
 from hyperflexis.transfer.weights.offer import Offer
 
-SPOT_CHECKS = 2
-"""Chunks of attached memory that are compared: enough for memory that holds something else altogether."""
+SPOT_CHECKS = 8
+"""Pieces of attached memory that are compared: what is wrong in every third place is found 24 times out of 25."""
 
 
 class Wanted(NamedTuple):
@@ -141,12 +141,12 @@ class _Taking:
                 view = map_for_reading(fd)
                 if manifest is None:
                     return self._made(view, joined) if self._wanted.root else None
-                places = list(chunks(view.nbytes))
-                if not self._wanted.checks_all:
-                    places = random.SystemRandom().sample(places, min(SPOT_CHECKS, len(places)))
-                wrong = next((at for at, end in places if manifest.at(at) != digest_of(view[at:end])), None)
+                count = manifest.pieces if self._wanted.checks_all else min(SPOT_CHECKS, manifest.pieces)
+                places = random.SystemRandom().sample(range(manifest.pieces), count)
+                wrong = next((piece for piece in places if not manifest.holds(piece, view)), None)
                 if wrong is not None:
-                    raise Corrupt(f"the memory of {joined.accept.owner} is not what it is to be at byte {wrong}")
+                    at = wrong * PIECE_BYTES
+                    raise Corrupt(f"the memory of {joined.accept.owner} is not what it is to be at byte {at}")
         except BaseException:
             os.close(fd)
             raise
