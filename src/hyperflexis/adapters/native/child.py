@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -33,6 +34,9 @@ class Child:
 
     def end(self) -> str:
         """Let go of it and wait; return how it ended, in words."""
+        # Not only closed: processes that were forked meanwhile may have it too.
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
         self.sock.close()
         _, status = os.waitpid(self.pid, 0)
         return exit_in_words(os.waitstatus_to_exitcode(status))

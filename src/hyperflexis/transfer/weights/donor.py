@@ -49,6 +49,7 @@ class Donor:
         self._secret = secret or secrets.token_bytes(16)
         self._place = here()
         self._lock = threading.Lock()
+        self._is_closed = False
         self._identity: Identity | None = None
         self._memory: SharedMemory | None = None
         self._parts: dict[str, Region] = {}
@@ -83,8 +84,11 @@ class Donor:
             self._source.revoke(region)
 
     def close(self) -> None:
-        """End all conversations."""
-        self._source.close()
+        """End all conversations. Twice is once."""
+        with self._lock:
+            was_closed, self._is_closed = self._is_closed, True
+        if not was_closed:
+            self._source.close()
 
     def _lend(
         self, identity: Identity, memory: SharedMemory | None, buffer: Buffer, watermark: Watermark | None

@@ -77,6 +77,8 @@ class Filling:
 
     def _settle(self, start: int, chunk: memoryview, checked: Future[Manifest]) -> None:
         found = checked.result()
+        if start != self.watermark.settled_bytes:
+            return  # The chunk before it has failed, and who pulls will hear of that.
         done = 0
         while done < chunk.nbytes:
             done += os.pwrite(self._fd, chunk[done:], start + done)
