@@ -234,6 +234,8 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag=0):
     """Seconds by phase of the start."""
     kv_token_bytes: int = 0
     """What moving a token's KV moves; 0 where nothing is known."""
+    weights: bytes = b""
+    """With this descriptor a sibling on this host can copy them from its device; empty on a host, where all share."""
 
 
 class Arrived(msgspec.Struct, frozen=True, array_like=True):

@@ -17,11 +17,12 @@ import torch
 
 from hyperflexis.adapters.native import calibration
 from hyperflexis.adapters.native.carrier import Carrier
+from hyperflexis.adapters.native.device_weights import flat_weights
 from hyperflexis.adapters.native.lineage import leave_signals_to_parent
 from hyperflexis.adapters.native.loading import Model
 from hyperflexis.adapters.native.messages import Fork
 from hyperflexis.adapters.native.peers import Joined, Peers, Pulled
-from hyperflexis.adapters.native.rest import LEVELS, Rest, weights_on
+from hyperflexis.adapters.native.rest import LEVELS, Rest
 from hyperflexis.adapters.stepping import StepOutcome, Stepping
 from hyperflexis.core.blocks import BlockPool
 from hyperflexis.core.latency import OnlineLatency, StepHistory, StepShape, fit
@@ -87,12 +88,12 @@ def _say_last(channel: BlockingChannel[ToInstance], reason: str) -> None:
 def _start(channel: BlockingChannel[ToInstance], order: Fork, model: Model) -> Instance:
     marks = [("begin", time.monotonic())]
     torch.set_num_threads(order.threads)
-    weights = weights_on(model, order.device)
+    flat = flat_weights(model, order.device, order.weights)
     marks.append(("weights", time.monotonic()))
     memory = _kv_memory(order, model)
     runner = Runner(
         model.config,
-        weights,
+        model.layout.views(flat),
         blocks=order.blocks,
         block_tokens=order.block_tokens,
         device=torch.device(order.device),
@@ -104,6 +105,7 @@ def _start(channel: BlockingChannel[ToInstance], order: Fork, model: Model) -> I
     samples = samples or calibration.measure(runner, order.blocks, order.block_tokens)
     latency = OnlineLatency(fit(samples), StepHistory(samples))
     marks.append(("calibration", time.monotonic()))
+    peers = Peers(runner.pool, memory, has_checksums=order.checks_transfers)
     # What lives now lives as long as the process: no collection need look at it, and no page of it be copied.
     gc.freeze()
     channel.send(
@@ -116,12 +118,12 @@ def _start(channel: BlockingChannel[ToInstance], order: Fork, model: Model) -> I
             device=f"{order.device} ({os.getpid()})",
             startup_s=dict(calibration.phases(marks)),
             kv_token_bytes=runner.pool.bytes_per_block // order.block_tokens,
+            weights=b"" if memory is not None else peers.lend_weights(flat),
         )
     )
     pool = BlockPool(order.blocks, order.block_tokens)
     scheduler = StepScheduler(pool, order.seqs_max, latency)
-    peers = Peers(runner.pool, memory, has_checksums=order.checks_transfers)
-    return Instance(channel, scheduler, runner, peers, Rest(runner, memory, model, order.device))
+    return Instance(channel, scheduler, runner, peers, Rest(runner, memory, peers, model, order.device))
 
 
 def _kv_memory(order: Fork, model: Model) -> SharedMemory | None:

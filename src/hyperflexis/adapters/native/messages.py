@@ -115,6 +115,8 @@ class Fork(msgspec.Struct, frozen=True, tag="fork"):
     """What a sibling measured of its steps; none: measure."""
     checks_transfers: bool = False
     """Whether KV that comes from peers is compared with theirs by checksums."""
+    weights: bytes = b""
+    """What a sibling's `Ready` said of its weights; empty: copy them from the host."""
 
 
 class Forked(msgspec.Struct, frozen=True, tag="forked"):

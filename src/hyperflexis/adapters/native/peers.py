@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import threading
 from collections import deque
@@ -91,6 +92,7 @@ class Peers:
         self._lease_s = lease_s
         self._source = source
         self._receiver = receiver
+        self._weights: Region | None = None
         self._lent: dict[int, _Lent] = {}
         self._links: dict[int, _Link] = {}
         self._wanted: dict[int, int] = {}
@@ -124,6 +126,20 @@ class Peers:
                 self._source.recycle(region, self._lease_s)
             self._lent[peer] = _Lent(region, version)
         return self._source.describe(region).to_bytes()
+
+    def lend_weights(self, flat: Any) -> bytes:
+        """Return the descriptor with which siblings may copy these from this device, as long as it has them."""
+        if self._source is None:
+            self._source = Source(tcp_host=None)
+        self._weights = self._source.expose(flat, math.inf, "weights")
+        return self._source.describe(self._weights).to_bytes()
+
+    def withdraw_weights(self) -> None:
+        """They are about to be dropped."""
+        if self._weights is not None:
+            assert self._source is not None
+            self._source.revoke(self._weights)
+            self._weights = None
 
     def reclaim(self, peer: int, version: int) -> None:
         """Take back what was lent under this version, or an older one. Pulls that are on their way will notice."""

@@ -10,30 +10,25 @@ from __future__ import annotations
 import torch
 
 from hyperflexis.adapters.native.arena_memory import available_bytes
+from hyperflexis.adapters.native.device_weights import flat_weights
 from hyperflexis.adapters.native.loading import Model
 from hyperflexis.adapters.native.pages import give_back, trim_heap
+from hyperflexis.adapters.native.peers import Peers
 from hyperflexis.engine.runner import Runner
 from hyperflexis.transfer.memory import SharedMemory
 
 LEVELS = (1, 2)
 
 
-def weights_on(model: Model, device: str) -> dict[str, torch.Tensor]:
-    """Map the weights, and copy them to the device where that is another memory."""
-    weights = model.layout.views(memoryview(model.memory.map_for_reading()))
-    if torch.device(device).type == "cpu":
-        return weights
-    return {name: weight.to(device) for name, weight in weights.items()}
-
-
 class Rest:
     """Of one instance; awake when made."""
 
-    def __init__(self, runner: Runner, memory: SharedMemory | None, model: Model, device: str) -> None:
+    def __init__(self, runner: Runner, memory: SharedMemory | None, peers: Peers, model: Model, device: str) -> None:
         self.level = 0
         """0: awake."""
         self._runner = runner
         self._memory = memory
+        self._peers = peers
         self._model = model
         self._device = device
 
@@ -62,7 +57,7 @@ class Rest:
     def wake(self) -> None:
         """Have all back. Pages of KV on a host come as they are used, as they did at first."""
         if self.level == 2:
-            self._runner.rebind(weights_on(self._model, self._device))
+            self._runner.rebind(self._model.layout.views(flat_weights(self._model, self._device)))
         if self.level and self.is_on_device:
             self._runner.pool.restore()
         self.level = 0
@@ -76,6 +71,7 @@ class Rest:
 
     def _drop_weights(self) -> int:
         has_own = self._runner.is_packed or self.is_on_device
+        self._peers.withdraw_weights()
         self._runner.unbind()
         if self.is_on_device:
             _empty_device_cache()

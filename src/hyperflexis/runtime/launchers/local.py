@@ -48,6 +48,8 @@ class LocalLauncher:
         self.loaded = loaded
         sibling = loaded.profile
         self._samples = spec.samples or (sibling.samples if sibling and sibling.threads == spec.threads else ())
+        self._sibling_weights = b""
+        """Where the last instance that became ready lends them, if it is on a device."""
         self._tell_of_samples()
 
     @staticmethod
@@ -89,6 +91,7 @@ class LocalLauncher:
             seqs_max=self._spec.seqs_max,
             samples=self._samples,
             checks_transfers=self._spec.checks_transfers,
+            weights=self._sibling_weights,
         )
         return self._zygote.fork(order, _Remembering(self, listener))
 
@@ -111,6 +114,7 @@ class LocalLauncher:
 
     def remember(self, ready: Ready) -> None:
         """Siblings compute the same model on the same kind of device: what one measured, the next need not."""
+        self._sibling_weights = ready.weights
         if not self._samples:
             self._samples = ready.samples
             self._tell_of_samples()
