@@ -38,7 +38,7 @@ class Holder:
         self.donor = Donor(tcp_host="127.0.0.1", bytes_per_s=order.get("bytes_per_s") or math.inf)
         self.fd = -1
 
-    def allocate(self, manifest: Manifest | None) -> Filling:
+    def allocate(self, identity: Identity, manifest: Manifest | None) -> Filling:
         self.fd = os.memfd_create("holder", os.MFD_ALLOW_SEALING)
         os.ftruncate(self.fd, self.identity.size_bytes)
         fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)

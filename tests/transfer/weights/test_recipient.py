@@ -29,6 +29,7 @@ from hyperflexis.transfer.watermark import Watermark
 from hyperflexis.transfer.weights import donor as donor_module
 from hyperflexis.transfer.weights import filling
 from hyperflexis.transfer.weights.donor import Donor
+from hyperflexis.transfer.weights.identity import Identity
 from hyperflexis.transfer.weights.joining import Decline, prove
 from hyperflexis.transfer.weights.offer import Offer, offer_at
 from hyperflexis.transfer.weights.recipient import NoDonor, Taken, Wanted, fetch_parts, take
@@ -304,8 +305,8 @@ def test_chain_passes_on_what_has_settled_and_no_lie() -> None:
     with donor(manifest=TRUE, bytes_per_s=2e5) as first:
 
         def link(index: int, offers: list[Offer]) -> None:
-            def allocate(manifest: Any) -> filling.Filling:
-                made = rooms[index].allocate(manifest)
+            def allocate(identity: Identity, manifest: Any) -> filling.Filling:
+                made = rooms[index].allocate(identity, manifest)
                 lent = memoryview(LIES) if index == 1 else _mapped(rooms[index].fds[-1])
                 donors[index].fill(IDENTITY, lent, made.watermark)
                 donors[index].publish(manifest)
@@ -338,7 +339,7 @@ def _mapped(fd: int) -> memoryview:
 
 def test_sealed_memory_follows_what_was_being_filled(room: Room) -> None:
     """Who pulls already goes on; who comes later is handed the memory."""
-    made = room.allocate(TRUE)
+    made = room.allocate(IDENTITY, TRUE)
     one = Donor()
     one.fill(IDENTITY, _mapped(room.fds[-1]), made.watermark)
     own = Room()

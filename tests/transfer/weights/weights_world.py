@@ -75,7 +75,8 @@ class Room:
         """One for each time that it was made."""
         self.fillings: list[Filling] = []
 
-    def allocate(self, manifest: Manifest | None) -> Filling:
+    def allocate(self, identity: Identity, manifest: Manifest | None) -> Filling:
+        assert identity.size_bytes == self.size_bytes
         fd = os.memfd_create("room", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(fd, self.size_bytes)
         self.fds.append(fd)

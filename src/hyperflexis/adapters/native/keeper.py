@@ -8,6 +8,7 @@ and it never asks an accelerator itself, whose memory it would then hold.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import threading
@@ -53,6 +54,8 @@ _NOT_ALONG = "model.safetensors.index.json"
 """It promises weights, which are not in files here."""
 _LENDER_NICENESS, _PATIENT_NICENESS = 10, 19
 """Of threads that lend, and of what nobody waits for: where a core is short, instances go first."""
+
+log = logging.getLogger(__name__)
 
 _profiles = msgspec.msgpack.Decoder(Profile)
 
@@ -180,7 +183,7 @@ class _Keeper:
             taken = take(
                 offers,
                 wanted,
-                lambda manifest: self._allocate(identity, planned, manifest),
+                lambda found, manifest: self._allocate(found, planned, manifest),
                 parts=[PROFILE],
                 patience=self._patience,
             )
@@ -255,7 +258,10 @@ class _Keeper:
         assert self._donor is not None
         _yield_to_instances()
         for path in _files_along(Path(self._request.directory)):
-            self._donor.put(FILES + path.name, path.read_bytes())
+            try:
+                self._donor.put(FILES + path.name, path.read_bytes())
+            except OSError as error:
+                log.warning("%s does not go along with the weights: %s", path, error.strerror)
         while data := self._sock.recv(DATAGRAM_BYTES_MAX):
             self._donor.put(PROFILE, data)
 

@@ -72,7 +72,7 @@ class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
     hardware: str = ""
     """What it computes on, in words that are equal where times may be compared."""
     origin: str = "disk"
-    """By which way the weights came: attach, shm, unix, tcp, nixl or disk."""
+    """By which way the weights came: attach, shm, unix, tcp or disk."""
     donor: str = ""
     """Who gave them, for people."""
     failures: list[str] = []

@@ -1,6 +1,6 @@
 """The recipient's side: asks candidates in order until one has given the weights, by the best way that leads there.
 
-Attach (the donor's own sealed memory, nothing copied), else a pull by shared memory, NIXL, Unix socket or TCP. Whatever
+Attach (the donor's own sealed memory, nothing copied), else a pull by shared memory, Unix socket or TCP. Whatever
 goes wrong with one candidate is noted, and the next one asked; what has settled by then is kept, where both agree on
 what it is to be.
 """
@@ -64,8 +64,8 @@ class NoDonor(WorldError):  # noqa: N818  # named, like all errors here, for wha
         self.failures = failures
 
 
-Allocate = Callable[[Manifest | None], Filling]
-"""Makes the recipient's memory, or makes it anew: what was in it is not wanted any more."""
+Allocate = Callable[[Identity, Manifest | None], Filling]
+"""Makes the recipient's memory for what a donor has, or makes it anew: what was in it is not wanted any more."""
 
 
 def take(
@@ -162,7 +162,7 @@ class _Taking:
         filling = self._filling
         with self._timed("allocate"):
             if filling is None or filling.manifest is None or filling.manifest != manifest:
-                filling = self._filling = self._allocate(manifest)
+                filling = self._filling = self._allocate(joined.accept.identity, manifest)
         with self._timed("copy"):
             medium = filling.pull(joined.accept.parts[WEIGHTS], self._receiver, self._patience.chunk_s)
         if self._wanted.root not in (b"", filling.made.root):
