@@ -19,6 +19,7 @@ import uvloop
 from hyperflexis.adapters.native.host import StartError as EngineStartError
 from hyperflexis.cli.checkpoint import model_directory
 from hyperflexis.cli.deployment import Deployment
+from hyperflexis.cli.donors import weights_spec
 from hyperflexis.cli.errors import StartError
 from hyperflexis.cli.profile_file import WireSample, read_samples
 from hyperflexis.core.control import ControlPlane
@@ -29,6 +30,8 @@ from hyperflexis.runtime.driver import Driver
 from hyperflexis.runtime.launchers.local import LocalLauncher, LocalSpec
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 def run(deployment: Deployment) -> int:
@@ -108,15 +111,26 @@ async def _launcher(
         instances=deployment.instances_total,
         samples=samples,
         checks_transfers=deployment.kv_checksums,
+        weights=weights_spec(deployment),
     )
     try:
         launcher = await LocalLauncher.start(spec)
     except EngineStartError as error:
         raise StartError(str(error), error.hint or None) from error
+    _tell_of_weights(launcher)
     try:
         yield launcher
     finally:
         await launcher.close()
+
+
+def _tell_of_weights(launcher: LocalLauncher) -> None:
+    """Where they came from, if somebody was asked."""
+    loaded = launcher.loaded
+    for failure in loaded.failures:
+        log.warning("no weights from a donor: %s", failure)
+    if loaded.donor:
+        _tell(f"weights from {loaded.donor} by {loaded.origin}, {loaded.load_s:.2f} s")
 
 
 @contextlib.asynccontextmanager
