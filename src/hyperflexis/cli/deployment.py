@@ -7,6 +7,7 @@ and nothing of how the parts are built from it.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -82,6 +83,34 @@ class WeightsSection(Section):
     """File with a secret that all these servers share: who knows it may take the weights."""
     lend_gb_per_s: float | None = Field(default=None, gt=0, le=1_000_000)
     """The most that is sent to all of them together, GB per second; null sets no limit."""
+
+
+class PricesSection(Section):
+    """What an instance costs, from its launch to its end."""
+
+    active_per_hour: float = Field(default=1.0, ge=0, le=1_000_000)
+    """While it starts, serves or drains, in any currency."""
+    asleep_per_hour: float = Field(default=0.25, ge=0, le=1_000_000)
+    """While it sleeps."""
+
+
+class ScalingSection(Section):
+    """How many instances there are, where that follows demand."""
+
+    min: int = Field(default=1, ge=0, le=INSTANCES_MAX)
+    """Fewest instances; with 0 the first request waits for one to start."""
+    max: int | None = Field(default=None, ge=1, le=INSTANCES_MAX)
+    """Most instances; null keeps as many as `instances` says."""
+    asleep_max: int = Field(default=0, ge=0, le=INSTANCES_MAX)
+    """Most that sleep in place of ending: they hold no KV, and take work again within milliseconds."""
+    prices: PricesSection = PricesSection()
+    """What an instance costs, from its launch to its end."""
+    cost_per_hour_max: float | None = Field(default=None, gt=0, le=1_000_000_000)
+    """The most that all instances may cost; null sets no limit."""
+    start_timeout_s: float = Field(default=600.0, ge=1, le=86_400)
+    """A start that takes longer is given up, and another one tried."""
+    dry_run: bool = False
+    """Whether changes of size are only told, with their reasons, and nothing is done."""
 
 
 class LimitsSection(Section):
@@ -176,6 +205,8 @@ class Deployment(Section):
     """Rules that decide which request goes where and when: hyperflexis, or another that docs/simulate.md names."""
     engine: EngineSection = EngineSection()
     """How each instance computes."""
+    scaling: ScalingSection = ScalingSection()
+    """How many instances there are, where that follows demand."""
     weights: WeightsSection = WeightsSection()
     """Servers elsewhere that start from each other's weights in place of the disk's."""
     limits: LimitsSection = LimitsSection()
@@ -212,8 +243,18 @@ class Deployment(Section):
 
     @property
     def instances_total(self) -> int:
-        """How many there are to be, of all roles."""
-        return self.instances or self.prefill + self.decode or INSTANCES_DEFAULT
+        """How many there are to be, of all roles; the most, where that follows demand."""
+        return self.scaling.max or self.instances or self.prefill + self.decode or INSTANCES_DEFAULT
+
+    @property
+    def instances_min(self) -> int:
+        """How many there are at first."""
+        return self.scaling.min if self.is_elastic else self.instances_total
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the number of instances follows demand."""
+        return self.scaling.max is not None
 
     @property
     def mixed(self) -> int:
@@ -227,13 +268,31 @@ class Deployment(Section):
 
     def fleet(self) -> FleetBounds:
         """The instances as the core knows them."""
-        from hyperflexis.core.fleet import FleetBounds  # here, so that --help loads nothing of the core
+        # Here, so that --help loads nothing of the core.
+        from hyperflexis.core.fleet import FleetBounds, Prices, Range
+        from hyperflexis.core.instance import Role, StartSource
 
-        return FleetBounds.fixed(self.instances_total, fleets.in_order(self.prefill, self.mixed, self.decode))
+        given = self.scaling
+        if not self.is_elastic:
+            return FleetBounds.fixed(
+                self.instances_total,
+                fleets.in_order(self.prefill, self.mixed, self.decode),
+                start_timeout_s=given.start_timeout_s,
+            )
+        return FleetBounds(
+            {Role.MIXED: Range(given.min, self.instances_total)},
+            prices=Prices(given.prices.active_per_hour, given.prices.asleep_per_hour),
+            cost_per_hour_max=math.inf if given.cost_per_hour_max is None else given.cost_per_hour_max,
+            sources=(StartSource.CACHE,),  # All instances of a machine share one copy of the weights.
+            startup_s={StartSource.SLEEPER: 0.05, StartSource.CACHE: 0.5},
+            asleep_max=given.asleep_max,
+            start_timeout_s=given.start_timeout_s,
+            is_dry=given.dry_run,
+        )
 
     def core_policy(self) -> CorePolicy:
         """A fresh policy, able to serve this fleet."""
-        return fleets.create(self.policy, self.engine.prefill_tokens_max, self.moving)
+        return fleets.create(self.policy, self.engine.prefill_tokens_max, self.moving, is_elastic=self.is_elastic)
 
     @property
     def kv_cache_bytes(self) -> int | None:
@@ -288,18 +347,37 @@ def contradictions(classes: Mapping[str, ClassSection], place: Callable[..., str
 
 def fleet_contradictions(deployment: Deployment, place: Callable[..., str]) -> list[str]:
     """One sentence for each thing that a fleet of these instances lacks; `place` says where a key is."""
-    given, found = deployment, []
+    given, found = deployment, _scaling_contradictions(deployment, place)
     if given.mixed < 0:
         parts = " and ".join(f"{name} {count}" for name in ("prefill", "decode") if (count := getattr(given, name)))
         found.append(f"instances in {place('instances')}: {given.instances} are fewer than {parts}")
     elif lacks := fleets.lonely(given.prefill, given.mixed, given.decode):
         key = "prefill" if given.prefill else "decode"
         found.append(f"{key} in {place(key)}: a fleet of {lacks}")
-    if given.moving != "keeps":
+    if given.moving != "keeps" or given.is_elastic:
         try:
             given.core_policy()
         except ValueError as error:
             found.append(f"policy in {place('policy')}: {error}")
+    return found
+
+
+def _scaling_contradictions(deployment: Deployment, place: Callable[..., str]) -> list[str]:
+    given, found = deployment.scaling, []
+    if given.max is None:
+        return [f"scaling.dry_run in {place('scaling', 'dry_run')}: needs scaling.max"] if given.dry_run else []
+    if given.max < given.min:
+        found.append(f"scaling.max in {place('scaling', 'max')}: {given.max} is less than scaling.min, {given.min}")
+    found += [
+        f"{key} in {place(key)}: the number of instances follows scaling.min and scaling.max"
+        for key in ("instances", "prefill", "decode")
+        if getattr(deployment, key)
+    ]
+    if given.cost_per_hour_max is not None and given.min * given.prices.active_per_hour > given.cost_per_hour_max:
+        found.append(
+            f"scaling.cost_per_hour_max in {place('scaling', 'cost_per_hour_max')}: {given.cost_per_hour_max:g} does "
+            f"not pay for scaling.min, {given.min} at {given.prices.active_per_hour:g}"
+        )
     return found
 
 

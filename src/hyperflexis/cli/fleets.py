@@ -43,25 +43,35 @@ def lonely(prefill: int, mixed: int, decode: int) -> str:
     return ""
 
 
-def create(text: str, prefill_tokens_max: int, moving: Moving) -> Policy:
+def create(text: str, prefill_tokens_max: int, moving: Moving, *, is_elastic: bool = False) -> Policy:
     """A fresh policy, its tuning with its name if any, for a fleet that asks this of it.
+
+    In a fleet whose size changes, requests move where the policy can have them move: it is what makes leaving quick.
 
     Raises:
         ValueError: there is no such policy, or it cannot serve such a fleet; the message names those that can.
     """
     from hyperflexis.policies import create, parse, tunables
 
-    if moving == "keeps":
+    if moving == "keeps" and not is_elastic:
         return create(text, prefill_tokens_max)
     name, tuning = parse(text)
     if TUNING in tunables(name):
-        tuning.setdefault(TUNING, moving)
+        tuning.setdefault(TUNING, "fixed" if moving == "keeps" else moving)
     made = create(name, prefill_tokens_max, **tuning)
-    if made.binder is None:
+    if is_elastic and made.scaler is None:
+        raise ValueError(f"{text} keeps the number of instances as it is; these change it: {', '.join(_scaling())}")
+    if moving != "keeps" and made.binder is None:
         raise ValueError(f"{text} keeps each request on one instance; these move them: {_listed('fixed')}")
     if moving == "planned" and made.planner is None:
         raise ValueError(f"{text} changes no roles; these do: {_listed('planned')}")
     return made
+
+
+def _scaling() -> list[str]:
+    from hyperflexis.policies import POLICIES, create
+
+    return sorted(name for name in POLICIES if create(name, 1024).scaler is not None)
 
 
 def able(moving: Moving) -> list[str]:

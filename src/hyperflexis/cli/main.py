@@ -55,7 +55,7 @@ def _option(dotted: str, metavar: str) -> Any:
 
 def _spelling(key: str) -> str:
     """How the command line spells a key that has a flag of its own."""
-    return "MODEL" if key == "model" else f"--{key.replace('_', '-')}"
+    return "MODEL" if key == "model" else f"--{key.removeprefix('scaling.').replace('_', '-')}"
 
 
 # Flags are text here; the deployment's own checks give all sources the same messages.
@@ -69,6 +69,9 @@ Config = Annotated[
 Instances = Annotated[str | None, _option("instances", "N")]
 Prefill = Annotated[str | None, _option("prefill", "N")]
 Decode = Annotated[str | None, _option("decode", "N")]
+Fewest = Annotated[str | None, _option("scaling.min", "N")]
+Most = Annotated[str | None, _option("scaling.max", "N")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help=_help("scaling.dry_run"), show_default=False)]
 Host = Annotated[str | None, _option("host", "ADDRESS")]
 Port = Annotated[str | None, _option("port", "N")]
 Device = Annotated[str | None, _option("device", "NAME")]
@@ -163,6 +166,9 @@ def serve(
     instances: Instances = None,
     prefill: Prefill = None,
     decode: Decode = None,
+    fewest: Fewest = None,
+    most: Most = None,
+    is_dry: DryRun = False,
     host: Host = None,
     port: Port = None,
     device: Device = None,
@@ -178,6 +184,7 @@ def serve(
         instances=instances,
         prefill=prefill,
         decode=decode,
+        **_scaling_flags(fewest, most, is_dry=is_dry),
         host=host,
         port=port,
         device=device,
@@ -197,6 +204,9 @@ def config_show(
     instances: Instances = None,
     prefill: Prefill = None,
     decode: Decode = None,
+    fewest: Fewest = None,
+    most: Most = None,
+    is_dry: DryRun = False,
     host: Host = None,
     port: Port = None,
     device: Device = None,
@@ -212,6 +222,7 @@ def config_show(
         instances=instances,
         prefill=prefill,
         decode=decode,
+        **_scaling_flags(fewest, most, is_dry=is_dry),
         host=host,
         port=port,
         device=device,
@@ -309,6 +320,10 @@ def _root(
     ] = False,
 ) -> None:
     pass
+
+
+def _scaling_flags(fewest: str | None, most: str | None, *, is_dry: bool) -> dict[str, str | None]:
+    return {"scaling.min": fewest, "scaling.max": most, "scaling.dry_run": "true" if is_dry else None}
 
 
 def _load(config: Path | None, sets: list[str] | None, **given: str | None) -> sources.Settings:

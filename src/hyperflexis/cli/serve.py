@@ -41,6 +41,8 @@ def run(deployment: Deployment) -> int:
         OperatorError: the model is not there, or something that serving needs cannot be had.
     """
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    if deployment.is_elastic:  # What comes and goes, and why, is for whoever watches.
+        logging.getLogger("hyperflexis.runtime").setLevel(logging.INFO)
     directory = model_directory(deployment)
     samples = _samples(deployment)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -63,7 +65,7 @@ async def _serve(deployment: Deployment, directory: Path, samples: Sequence[Wire
         # What is alive now stays: collections need not look at it again, and so stop nobody's stream for it.
         gc.collect()
         gc.freeze()
-        ready = await _unless(stopping, _fleet_ready(driver, deployment.instances_total))
+        ready = await _unless(stopping, _fleet_ready(driver, deployment.instances_min))
         if ready is not None:
             _announce(deployment, _ready_roles(driver), port, time.monotonic() - started_s)
             await _unless(stopping, _fleet_lost(driver))
@@ -181,7 +183,7 @@ async def _fleet_ready(driver: Driver, instances: int) -> int:
         StartError: there are none, and none will be tried any more.
     """
     await driver.wait_until(lambda: driver.has_given_up() or driver.ready_instances >= instances)
-    if not driver.ready_instances:
+    if driver.ready_instances < min(1, instances):
         raise StartError("no instance could be started", "the lines above say why each of them failed")
     return driver.ready_instances
 
@@ -204,7 +206,9 @@ def _ready_roles(driver: Driver) -> Counter[str]:
 def _announce(deployment: Deployment, ready: Counter[str], port: int, seconds: float) -> None:
     host = "127.0.0.1" if deployment.host in ("0.0.0.0", "::") else deployment.host
     url, name = f"http://{host}:{port}", deployment.public_name
-    count = f"{ready.total()} of {deployment.instances_total}"
+    count = f"{ready.total()} of {deployment.instances_min}"
+    if deployment.is_elastic:
+        count = f"{ready.total()} ({deployment.instances_min} to {deployment.instances_total})"
     _tell(f"""
 {count} instances of {name}{_roles_told(deployment, ready)} are ready after {seconds:.1f} s: {url}/v1
 

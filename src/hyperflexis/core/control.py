@@ -106,6 +106,7 @@ class ControlPlane:
         self._handed_off: dict[int, Request] = {}
         """Those that stand still where they were prefilled, and are bound to no other instance yet."""
         self.sizing = Sizing(fleet, self.cluster, are_roles_planned=policy.planner is not None)
+        self._is_elastic = policy.scaler is not None and fleet.is_elastic
         self._tick_s = -math.inf
         self._handlers: dict[type, Callable[..., list[Command]]] = {
             RequestArrived: self._on_arrived,
@@ -151,7 +152,7 @@ class ControlPlane:
     @property
     def _is_sized(self) -> bool:
         """Whether the size of the fleet is to be thought about, or starts to be watched."""
-        if self.policy.scaler is None or not self.sizing.fleet.is_elastic:
+        if not self._is_elastic:
             return False
         return bool(self.cluster.requests) or not self.sizing.is_at_rest
 
@@ -175,7 +176,7 @@ class ControlPlane:
             request.step(RequestStep.REJECT)
             return [refusal]
         self.cluster.requests[request.id] = request
-        if self.policy.planner is not None or self.policy.scaler is not None:
+        if self.policy.planner is not None or self._is_elastic:
             self.cluster.observe_arrival(request)
         self.cluster.enqueue(request)
         placed = self._dispatch_queue(now)
@@ -569,7 +570,7 @@ class ControlPlane:
         """Have as many instances as the scaler wants."""
         commands = self._give_up_late(now)
         scaler, sizing = self.policy.scaler, self.sizing
-        if scaler is None or not sizing.fleet.is_elastic:
+        if scaler is None or not self._is_elastic:
             return commands
         wanted = scaler.plan(self.cluster, sizing, now)
         if wanted is not None:

@@ -20,6 +20,7 @@ from hyperflexis.core.dispatch import SloDispatcher
 from hyperflexis.core.instance import Role
 from hyperflexis.core.relief import Relief
 from hyperflexis.core.roles import GrowthPlanner
+from hyperflexis.core.scaling import ProactiveScaler
 from hyperflexis.core.step import StepRules
 
 ROLES = ("none", "fixed", "planned")
@@ -38,7 +39,7 @@ def policy(prefill_tokens_max: int, *, separation: float = 1.0, roles: str = "no
         raise ValueError(f"roles must be one of {', '.join(ROLES)}, not {roles!r}")
     rules = StepRules(prefill_tokens_max=prefill_tokens_max)
     if roles == "none":
-        return Policy("hyperflexis", SloDispatcher(separation), rules)
+        return Policy("hyperflexis", SloDispatcher(separation), rules, scaler=ProactiveScaler())
     return Policy(
         "hyperflexis",
         SloDispatcher(separation),
@@ -47,4 +48,5 @@ def policy(prefill_tokens_max: int, *, separation: float = 1.0, roles: str = "no
         binder=LeastPace(),
         planner=GrowthPlanner() if roles == "planned" else None,
         relief=Relief(),
+        scaler=ProactiveScaler(),
     )

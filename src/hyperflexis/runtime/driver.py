@@ -25,14 +25,19 @@ from hyperflexis.core.commands import (
     Command,
     Conclude,
     Dispatch,
+    Drain,
     Hold,
     Launch,
     Link,
     Migrate,
     Reject,
+    Resize,
+    Retain,
+    Sleep,
     Stay,
     Stop,
     Unlink,
+    Wake,
     Why,
 )
 from hyperflexis.core.control import ControlPlane
@@ -110,6 +115,11 @@ class Driver:
             AssignRole: self._assign_role,
             Link: self._link,
             Unlink: self._unlink,
+            Resize: self._resize,
+            Drain: self._drain,
+            Retain: self._retain,
+            Sleep: self._sleep,
+            Wake: self._wake_instance,
             Stop: self._stop,
         }
 
@@ -158,12 +168,14 @@ class Driver:
         return [status_of(f"i{instance_id}", member) for instance_id, member in self._members.items()]
 
     def is_ready(self) -> bool:
-        """Whether at least one instance takes requests."""
-        return not self._closed and self.ready_instances > 0
+        """Whether requests may come: an instance takes them, or is started by the first where none has to be there."""
+        sizing = self._control.sizing
+        starts_on_demand = sizing.fleet.instances_min == 0 and sizing.is_startable()
+        return not self._closed and (self.ready_instances > 0 or starts_on_demand)
 
     @property
     def ready_instances(self) -> int:
-        return sum(member.ready is not None for member in self._members.values())
+        return sum(member.is_ready for member in self._members.values())
 
     @property
     def live_requests(self) -> int:
@@ -199,8 +211,12 @@ class Driver:
         member = self._members[instance_id]
         member.ready = ready
         member.adapter.configure(asdict(self._control.policy.rules))
-        capacity = Capacity(ready.blocks, ready.block_tokens, ready.seqs_max, ready.kv_token_bytes)
         log.info("i%d is ready on %s: %d KV blocks", instance_id, ready.device, ready.blocks)
+        self._announce(instance_id, member, ready)
+
+    def _announce(self, instance_id: int, member: Member, ready: Ready) -> None:
+        member.state = "ready"
+        capacity = Capacity(ready.blocks, ready.block_tokens, ready.seqs_max, ready.kv_token_bytes)
         self._feed(InstanceReady(instance_id, capacity, LatencyModel(**ready.latency)))
         self._changed.set()
 
@@ -266,12 +282,25 @@ class Driver:
         elif isinstance(news, wire.MoveFailed):
             self._feed(TransferFailed(news.request, instance_id, news.why))
         elif isinstance(news, wire.Asleep | wire.Awake):
-            log.debug("i%d says %r", instance_id, news)
+            self._on_rest(instance_id, news)
         elif isinstance(news, wire.Linked):
             self._feed(Linked(news.peer, instance_id, news.version))
         else:
             ends = (instance_id, news.peer) if news.is_lender else (news.peer, instance_id)
             self._feed(LinkFailed(*ends, news.version, news.why))
+
+    def _on_rest(self, instance_id: int, news: wire.Asleep | wire.Awake) -> None:
+        """An instance sleeps or is awake; or does not do as it was told, and says why."""
+        member = self._members[instance_id]
+        if news.why:
+            log.warning("i%d: %s", instance_id, news.why)
+        if member.state != "starting" or member.ready is None:
+            return
+        if isinstance(news, wire.Awake):
+            self._announce(instance_id, member, member.ready)
+        else:  # It was woken, and cannot.
+            member.adapter.close()
+            self._on_lost(instance_id, news.why)
 
     def _on_lost(self, instance_id: int, why: str) -> None:
         self._members.pop(instance_id, None)
@@ -397,6 +426,35 @@ class Driver:
         except Exception:  # Whatever is wrong with one client must not reach the streams of the others.
             log.exception("the client of request %d fails on its news; the request is cancelled", request_id)
             self.cancel(request_id)
+
+    # -- the size of the fleet
+
+    def _resize(self, command: Resize) -> None:
+        verb = "should" if command.is_proposal else "is to"
+        role = command.role.value
+        log.info(
+            "the fleet %s have %d %s instances (has %d): %s", verb, command.want, role, command.have, command.reason
+        )
+
+    def _drain(self, command: Drain) -> None:
+        log.info("i%d drains: %s", command.instance_id, command.reason)
+        self._members[command.instance_id].state = "draining"
+
+    def _retain(self, command: Retain) -> None:
+        log.info("i%d takes work again: %s", command.instance_id, command.reason)
+        self._members[command.instance_id].state = "ready"
+
+    def _sleep(self, command: Sleep) -> None:
+        log.info("i%d is to sleep: %s", command.instance_id, command.reason)
+        self._members[command.instance_id].state = "asleep"
+        self._order(command.instance_id, wire.Sleep())
+        self._changed.set()
+
+    def _wake_instance(self, command: Wake) -> None:
+        log.info("i%d is woken: %s", command.instance_id, command.reason)
+        member = self._members[command.instance_id]
+        member.state, member.role = "starting", command.role
+        self._order(command.instance_id, wire.Wake())
 
     def _stop(self, command: Stop) -> None:
         log.info("i%d is stopped: %s", command.instance_id, command.reason)

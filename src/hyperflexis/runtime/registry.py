@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from hyperflexis.adapters.contract import Adapter, Listener
 from hyperflexis.core.instance import Role
@@ -17,18 +17,24 @@ class Launcher(Protocol):
         """Begin to start an instance. Success and failure are heard of through the listener."""
 
 
+State = Literal["starting", "ready", "draining", "asleep"]
+
+
 @dataclass(slots=True)
 class Member:
     """One instance."""
 
     adapter: Adapter
     role: Role
+    state: State = "starting"
     ready: Ready | None = None
+    """What it said when it was ready for the first time."""
     report: StepReport | None = None
 
     @property
-    def state(self) -> str:
-        return "starting" if self.ready is None else "ready"
+    def is_ready(self) -> bool:
+        """Whether it takes requests, or still ends some."""
+        return self.state in ("ready", "draining")
 
 
 @dataclass(frozen=True, slots=True)
