@@ -70,6 +70,8 @@ def result(policy: str, rate: float, seed: int = 0, share: float = 0.5, **change
         **{"attainment": share, "attainment_by_class": {"code": share, "chat": None}, "worst_minute": None},
         **{"goodput_rps": 1.0, "ttft_s": spread, "tpot_s": spread, "e2e_s": spread, "longest_ttft_s": 1.0},
         "instance_seconds": 10.0,
+        "cost": 0.01,
+        "scale_events": 0,
     }
     points = tuple(index / 100 for index in range(101))
     curves = {"ttft_s": points, "tpot_s": (), "e2e_s": points}

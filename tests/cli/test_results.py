@@ -28,6 +28,8 @@ def result(**changed: Any) -> Result:
         "e2e_s": NOTHING,
         "longest_ttft_s": 33.333,
         "instance_seconds": 100.0,
+        "cost": 0.0278,
+        "scale_events": 0,
     } | changed
     return Result(Cell(row["policy"], row["rate"], row["seed"]), row, {})
 
@@ -41,6 +43,12 @@ def test_columns_are_aligned_and_complete() -> None:
         "a_policy   1.5     3      1000        10    98.8 %  " + figures,
         "x           10     3      1000        10     100 %  " + figures,
     ]
+
+
+def test_cost_is_told_where_fleets_change_their_size() -> None:
+    head, first, second = table([result(), result(scale_events=3, instance_seconds=80.4, cost=0.5)]).splitlines()
+    assert head.split()[-2:] == ["instance-s", "cost"]
+    assert [line.split()[-2:] for line in (first, second)] == [["100", "0.03"], ["80", "0.50"]]
 
 
 def test_figures_that_are_not_there_are_dashes() -> None:

@@ -46,7 +46,7 @@ def _message(file: Path, *sets: str, text: str | None = None) -> str:
 
 
 def _use(loaded: ScenarioFile) -> tuple[Any, ...]:
-    return loaded.profile(), loaded.instances
+    return loaded.profile(), loaded.bounds()
 
 
 # What it says.
@@ -244,9 +244,30 @@ def test_bands_name_their_classes(file: Path) -> None:
         (
             "{mixed: 4}",
             "{prefill: 2, decode: {min: 1, max: 8}}",
-            "fleet in s.yaml:2: a fleet of changing size is not supported yet",
+            "bad value for 'fleet' in s.yaml:2: can change its size if it has mixed instances only, whose roles may be "
+            "planned",
         ),
-        ("{mixed: 4}", "{mixed: {min: 1, max: 8}}", "fleet in s.yaml:2: a fleet of changing size is not supported yet"),
+        (
+            "{mixed: 4}",
+            "{mixed: {min: 4, max: 3}}",
+            "bad value for 'fleet.mixed' in s.yaml:2: should have a max of at least min, 4, not 3",
+        ),
+        (
+            "mixed: 4",
+            "mixed: {min: 4, max: 8}, cost_per_hour_max: 3",
+            "fleet in s.yaml:2: 4 instances cost 4 per hour, and 3 are allowed",
+        ),
+        (
+            "mixed: 4",
+            "mixed: 4, prices: {active_per_hour: -1}",
+            "bad value for 'fleet.prices.active_per_hour' in s.yaml:2: -1 should be greater than or equal to 0",
+        ),
+        (
+            "mixed: 4",
+            "mixed: 4, startup_s: {tape: 3}",
+            "bad value for 'fleet.startup_s' in s.yaml:2: should be seconds, or a table by source: sleeper, peer, "
+            "cache, disk",
+        ),
         ("profile: llama-3-70b/h100/tp4/bfloat16", "profile: '?'", "profile in s.yaml:3: no profile or file '?'"),
         (
             "profile: llama-3-70b/h100/tp4/bfloat16",

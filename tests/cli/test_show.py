@@ -67,7 +67,14 @@ def test_every_key_is_shown_once_and_only_sections_lack_a_source(deployment: Dep
 
 
 def _headings(deployment: Deployment) -> list[str]:
-    return ["engine", "limits", "weights", *(["classes", *deployment.classes] if deployment.classes else [])]
+    return [
+        "engine",
+        "limits",
+        "prices",
+        "scaling",
+        "weights",
+        *(["classes", *deployment.classes] if deployment.classes else []),
+    ]
 
 
 def _quoted(name: str) -> str:
@@ -103,6 +110,16 @@ def test_comments_are_aligned_and_name_the_source(tmp_path: Path) -> None:
         "  seqs_max: 256             # default",
         "  prefill_tokens_max: 2048  # default",
         "  profile: null             # default",
+        "scaling:",
+        "  min: 1                    # default",
+        "  max: null                 # default",
+        "  asleep_max: 0             # default",
+        "  prices:",
+        "    active_per_hour: 1      # default",
+        "    asleep_per_hour: 0.25   # default",
+        "  cost_per_hour_max: null   # default",
+        "  start_timeout_s: 600      # default",
+        "  dry_run: false            # default",
         "weights:",
         "  donors: null              # default",
         "  lend_on: null             # default",

@@ -194,9 +194,12 @@ def _example(key: keys.Key) -> str:
 def test_every_key_has_a_twin_in_the_environment_and_a_set(key: keys.Key) -> None:
     dotted, variable = key.dotted.replace("<name>", "a_class"), key.env.replace("<NAME>", "A_CLASS")
     path, text = tuple(dotted.split(".")), _example(key)
-    by_env = sources.load(env={"HYPERFLEXIS_INSTANCES": "9", variable: text, "HYPERFLEXIS_CLASSES__A_CLASS": "{}"})
-    by_set = sources.load(sets=["instances=9", "classes={a_class: {}}", f"{dotted}={text}"])
-    without = sources.load(sets=["instances=9", "classes.a_class={}"])
+    # A number of instances that is given, and one that follows demand, exclude each other.
+    size, size_env = ("scaling.max", "SCALING__MAX") if path[0] == "scaling" else ("instances", "INSTANCES")
+    env = {f"HYPERFLEXIS_{size_env}": "9", variable: text, "HYPERFLEXIS_CLASSES__A_CLASS": "{}"}
+    by_env = sources.load(env=env)
+    by_set = sources.load(sets=[f"{size}=9", "classes={a_class: {}}", f"{dotted}={text}"])
+    without = sources.load(sets=[f"{size}=9", "classes.a_class={}"])
     assert by_env.deployment == by_set.deployment != without.deployment
     assert str(by_env.sources[path]) == f"env {variable}"
     assert str(by_set.sources[path]) == "flag --set"

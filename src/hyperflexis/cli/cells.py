@@ -24,6 +24,7 @@ from hyperflexis.cli import fleets
 from hyperflexis.cli.errors import OperatorError, StartError
 from hyperflexis.cli.results import Cell, Result
 from hyperflexis.cli.scenario import RANDOM, SECONDS_MAX, StreamSection
+from hyperflexis.core.fleet import FleetBounds
 from hyperflexis.core.instance import Capacity, Role
 from hyperflexis.core.latency import LatencyModel
 from hyperflexis.core.slo import ServiceClass
@@ -32,6 +33,7 @@ from hyperflexis.sim.errors import InputError
 from hyperflexis.sim.fabric import FabricSpec
 from hyperflexis.sim.job import Job
 from hyperflexis.sim.outcome import Outcome
+from hyperflexis.sim.startup import StartupSpec
 from hyperflexis.sim.traces import Options, TraceError
 
 
@@ -63,6 +65,10 @@ class Plan:
     """Of the instances; mixed where nothing is said."""
     moving: fleets.Moving = "keeps"
     fabric: FabricSpec = field(default_factory=FabricSpec)
+    startup: StartupSpec = field(default_factory=StartupSpec)
+    bounds: FleetBounds | None = None
+    """Of a fleet whose size follows demand."""
+    loss_per_hour: float = 0.0
 
 
 # Many.
@@ -220,6 +226,11 @@ def _outcome(plan: Plan, cell: Cell, jobs: Iterable[Job]) -> Outcome:
         max_tokens=plan.max_tokens,
         roles=plan.roles,
         fabric=plan.fabric,
+        startup=plan.startup,
+        bounds=plan.bounds,
+        loss_per_hour=plan.loss_per_hour,
     )
-    policy = fleets.create(cell.policy, plan.prefill_tokens_max, plan.moving)
+    policy = fleets.create(
+        cell.policy, plan.prefill_tokens_max, plan.moving, is_elastic=plan.bounds is not None and plan.bounds.is_elastic
+    )
     return simulate(jobs, plan.classes, policy, fleet, seed=cell.seed)

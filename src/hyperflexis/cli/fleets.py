@@ -7,6 +7,7 @@ fleet is described.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -59,35 +60,45 @@ def create(text: str, prefill_tokens_max: int, moving: Moving, *, is_elastic: bo
     if TUNING in tunables(name):
         tuning.setdefault(TUNING, "fixed" if moving == "keeps" else moving)
     made = create(name, prefill_tokens_max, **tuning)
-    if is_elastic and made.scaler is None:
-        raise ValueError(f"{text} keeps the number of instances as it is; these change it: {', '.join(_scaling())}")
-    if moving != "keeps" and made.binder is None:
-        raise ValueError(f"{text} keeps each request on one instance; these move them: {_listed('fixed')}")
-    if moving == "planned" and made.planner is None:
-        raise ValueError(f"{text} changes no roles; these do: {_listed('planned')}")
+    if is_elastic and not _scales(made):
+        raise ValueError(f"{text} keeps the number of instances as it is; these change it: {_named(_scales)}")
+    if moving != "keeps" and not _moves(made):
+        raise ValueError(f"{text} keeps each request on one instance; these move them: {_named(_moves)}")
+    if moving == "planned" and not _plans(made):
+        raise ValueError(f"{text} changes no roles; these do: {_named(_plans)}")
     return made
 
 
-def _scaling() -> list[str]:
-    from hyperflexis.policies import POLICIES, create
-
-    return sorted(name for name in POLICIES if create(name, 1024).scaler is not None)
-
-
-def able(moving: Moving) -> list[str]:
+def able(moving: Moving, *, is_elastic: bool = False) -> list[str]:
     """The policies that can serve such a fleet, untuned."""
     from hyperflexis.policies import POLICIES
 
-    return [name for name in POLICIES if _can(name, moving)]
+    return [name for name in POLICIES if _can(name, moving, is_elastic)]
 
 
-def _can(name: str, moving: Moving) -> bool:
-    from hyperflexis.policies import create, tunables
+def _can(name: str, moving: Moving, is_elastic: bool) -> bool:
+    try:
+        create(name, 1024, moving, is_elastic=is_elastic)
+    except ValueError:
+        return False
+    return True
 
-    is_free = moving != "keeps" and TUNING in tunables(name)
-    made = create(name, 1024, **({TUNING: moving} if is_free else {}))
-    return moving == "keeps" or (made.binder is not None and (moving == "fixed" or made.planner is not None))
+
+def _named(is_able: Callable[[Policy], bool]) -> str:
+    """The policies that can, as they are made untuned; those that can do either way are asked for roles."""
+    from hyperflexis.policies import POLICIES, create, tunables
+
+    made = {name: create(name, 1024, **({TUNING: "planned"} if TUNING in tunables(name) else {})) for name in POLICIES}
+    return ", ".join(sorted(name for name, policy in made.items() if is_able(policy)))
 
 
-def _listed(moving: Moving) -> str:
-    return ", ".join(sorted(able(moving)))
+def _moves(policy: Policy) -> bool:
+    return policy.binder is not None
+
+
+def _plans(policy: Policy) -> bool:
+    return policy.binder is not None and policy.planner is not None
+
+
+def _scales(policy: Policy) -> bool:
+    return policy.scaler is not None

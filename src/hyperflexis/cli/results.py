@@ -39,15 +39,17 @@ def table(results: Sequence[Result]) -> str:
 def cells(results: Sequence[Result]) -> list[list[str]]:
     """The table's texts, its head first."""
     classes = list(dict.fromkeys(name for result in results for name in result.row["attainment_by_class"]))
+    is_elastic = any(result.row["scale_events"] for result in results)
     head = [
         *("policy", "rate", "seed", "requests", "rejected", "attained"),
         *(name for name in classes if len(classes) > 1),
         *("worst class", "worst minute", "ttft p50 s", "p99 s", "longest s", "tpot p50 ms", "p99 ms", "goodput/s"),
+        *(("instance-s", "cost") if is_elastic else ()),
     ]
-    return [head, *(_cells(result.row, classes) for result in results)]
+    return [head, *(_cells(result.row, classes, is_elastic) for result in results)]
 
 
-def _cells(row: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
+def _cells(row: Mapping[str, Any], classes: Sequence[str], is_elastic: bool) -> list[str]:
     by_class = row["attainment_by_class"]
     known = {name: share for name, share in by_class.items() if share is not None}
     worst = min(known, key=lambda name: known[name], default=None)
@@ -60,6 +62,7 @@ def _cells(row: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
         *(_seconds(row["ttft_s"]["p50"]), _seconds(row["ttft_s"]["p99"]), _seconds(row["longest_ttft_s"])),
         *(_milliseconds(row["tpot_s"]["p50"]), _milliseconds(row["tpot_s"]["p99"])),
         f"{row['goodput_rps']:.2f}",
+        *((f"{row['instance_seconds']:.0f}", f"{row['cost']:.2f}") if is_elastic else ()),
     ]
 
 

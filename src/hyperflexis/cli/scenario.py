@@ -6,6 +6,7 @@ trace or runs anything.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
@@ -14,15 +15,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from hyperflexis.cli import fleets, kv_sizes, scenario_file
-from hyperflexis.cli.deployment import ClassName, ClassSection, Line, Section, contradictions, service_class
+from hyperflexis.cli.deployment import (
+    ClassName,
+    ClassSection,
+    Line,
+    PricesSection,
+    Section,
+    contradictions,
+    service_class,
+)
 from hyperflexis.cli.errors import OperatorError
 from hyperflexis.cli.scenario_file import Sources
 
 if TYPE_CHECKING:
+    from hyperflexis.core.control import Policy
+    from hyperflexis.core.fleet import FleetBounds
     from hyperflexis.core.instance import Role
     from hyperflexis.core.latency import LatencyModel
     from hyperflexis.core.slo import ServiceClass
     from hyperflexis.sim.profiles import Profile
+    from hyperflexis.sim.startup import StartupSpec
 
 RATE_MAX = 1_000_000.0
 SECONDS_MAX = 10 * 366 * 86_400.0
@@ -38,6 +50,12 @@ class RangeSection(Section):
     max: int = Field(ge=1, le=10_000)
     """Most instances."""
 
+    @model_validator(mode="after")
+    def _is_a_range(self) -> RangeSection:
+        if self.max < self.min:
+            raise ValueError(f"should have a max of at least min, {self.min}, not {self.max}")
+        return self
+
 
 def _count_or_range(value: Any) -> Any:
     if isinstance(value, dict):
@@ -48,6 +66,36 @@ def _count_or_range(value: Any) -> Any:
 
 
 Instances = Annotated[Any, BeforeValidator(_count_or_range)]
+
+SOURCES = ("sleeper", "peer", "cache", "disk")
+"""Where a start can take what it needs from, the quickest first."""
+
+
+class StartSection(Section):
+    """What a start from one source takes, in seconds, if it is alone."""
+
+    schedule_s: float = Field(default=0.0, ge=0, le=SECONDS_MAX)
+    """Until there is a place for it."""
+    boot_s: float = Field(default=0.0, ge=0, le=SECONDS_MAX)
+    """Process, libraries, device."""
+    weights_s: float = Field(default=0.0, ge=0, le=SECONDS_MAX)
+    """Reading the weights; those that read the same at once share the way."""
+    post_s: float = Field(default=0.0, ge=0, le=SECONDS_MAX)
+    """Warm-up, memory, graphs."""
+
+
+def _startup(value: Any) -> Any:
+    if isinstance(value, dict):
+        unknown = sorted(set(value) - set(SOURCES))
+        if unknown or not value:
+            raise ValueError(f"should be seconds, or a table by source: {', '.join(SOURCES)}")
+        return {source: StartSection.model_validate(each) for source, each in value.items()}
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= SECONDS_MAX:
+        raise ValueError("should be seconds from 0, or a table by source such as {peer: {boot_s: 1, weights_s: 2}}")
+    return float(value)
+
+
+Startup = Annotated[Any, BeforeValidator(_startup)]
 
 
 class FleetSection(Section):
@@ -65,6 +113,32 @@ class FleetSection(Section):
     """What each instance can send, and what it can receive, in 10^9 bytes per second."""
     link_latency_ms: float = Field(default=5.0, ge=0, le=60_000)
     """Between a copy's last byte being sent and its being there."""
+    startup_s: Startup = 0.0
+    """Seconds from the decision to have an instance until it takes requests: a number, or a table by source."""
+    asleep_max: int = Field(default=0, ge=0, le=10_000)
+    """Most instances that sleep in place of ending."""
+    prices: PricesSection = PricesSection()
+    """What an instance costs, from its launch to its end."""
+    cost_per_hour_max: float | None = Field(default=None, gt=0, le=1_000_000_000)
+    """The most that all instances may cost; null sets no limit."""
+    loss_per_hour: float = Field(default=0.0, ge=0, le=3600)
+    """How often each instance dies, at random, as those do that are lent for less."""
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """What there is of each role that has instances: a number or a range."""
+        given = {"prefill": self.prefill, "mixed": self.mixed, "decode": self.decode}
+        return {role: count for role, count in given.items() if count is not None}
+
+    @property
+    def is_elastic(self) -> bool:
+        return any(isinstance(count, RangeSection) for count in self.counts.values())
+
+    @model_validator(mode="after")
+    def _is_elastic_whole(self) -> FleetSection:
+        if self.is_elastic and set(self.counts) != {"mixed"}:
+            raise ValueError("can change its size if it has mixed instances only, whose roles may be planned")
+        return self
 
     @model_validator(mode="after")
     def _is_whole(self) -> FleetSection:
@@ -286,12 +360,13 @@ class ScenarioFile:
 
     @property
     def instances(self) -> int:
-        """How many instances there are, of all roles.
-
-        Raises:
-            OperatorError: it is a fleet that cannot be simulated yet.
-        """
+        """How many instances there are, of all roles; the fewest, where that follows demand."""
         return sum(self._counts())
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the number of instances follows demand."""
+        return self.scenario.fleet.is_elastic
 
     def roles(self) -> tuple[Role, ...]:
         """The roles of the instances in the order of their launch."""
@@ -303,17 +378,59 @@ class ScenarioFile:
         prefill, _, decode = self._counts()
         return fleets.moving(prefill, decode, self.scenario.fleet.roles)
 
+    def policy(self, text: str) -> Policy:
+        """A fresh policy, its tuning with its name if any, that can serve this fleet.
+
+        Raises:
+            ValueError: there is none of that name, or it cannot.
+        """
+        tokens = self.scenario.engine.prefill_tokens_max
+        return fleets.create(text, tokens, self.moving, is_elastic=self.is_elastic)
+
     def _counts(self) -> tuple[int, int, int]:
         """Instances that prefill, that do both, that decode."""
         fleet = self.scenario.fleet
-        counts = [each or 0 for each in (fleet.prefill, fleet.mixed, fleet.decode)]
-        if not all(isinstance(count, int) for count in counts):
-            raise OperatorError(
-                f"fleet in {self.place('fleet')}: a fleet of changing size is not supported yet",
-                "fixed numbers of instances are, such as {mixed: 4}",
-            )
-        prefill, mixed, decode = counts
+        prefill, mixed, decode = (
+            each.min if isinstance(each, RangeSection) else each or 0
+            for each in (fleet.prefill, fleet.mixed, fleet.decode)
+        )
         return prefill, mixed, decode
+
+    def startup(self) -> StartupSpec:
+        """What starts take."""
+        from hyperflexis.core.instance import StartSource
+        from hyperflexis.sim.startup import StartPhases, StartupSpec
+
+        given = self.scenario.fleet.startup_s
+        if not isinstance(given, dict):
+            return StartupSpec.constant(given)
+        return StartupSpec({StartSource(source): StartPhases(**dict(each)) for source, each in given.items()})
+
+    def bounds(self) -> FleetBounds | None:
+        """Of a fleet whose size follows demand; None of any other.
+
+        Raises:
+            OperatorError: the budget does not pay for the fewest instances.
+        """
+        from hyperflexis.core.fleet import FleetBounds, Prices, Range
+        from hyperflexis.core.instance import Role, StartSource
+
+        fleet = self.scenario.fleet
+        if not isinstance(fleet.mixed, RangeSection):
+            return None
+        startup_s = self.startup().seconds()
+        sources = [source for source in StartSource if source in startup_s and source is not StartSource.SLEEPER]
+        try:
+            return FleetBounds(
+                {Role.MIXED: Range(fleet.mixed.min, fleet.mixed.max)},
+                prices=Prices(fleet.prices.active_per_hour, fleet.prices.asleep_per_hour),
+                cost_per_hour_max=math.inf if fleet.cost_per_hour_max is None else fleet.cost_per_hour_max,
+                sources=sources,
+                startup_s=startup_s,
+                asleep_max=fleet.asleep_max,
+            )
+        except ValueError as error:
+            raise OperatorError(f"fleet in {self.place('fleet')}: {error}") from None
 
     def kv_token_bytes(self, *, is_needed: bool) -> int:
         """What moving the KV of a token moves; 0 where that is not known, and not needed.

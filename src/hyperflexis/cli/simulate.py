@@ -80,7 +80,7 @@ def _policies(text: str | None, loaded: ScenarioFile) -> list[str]:
     if text is None:
         where, names = f"policy in {loaded.place('policy')}", [loaded.scenario.policy]
     elif text.strip() == ALL_POLICIES:
-        return fleets.able(loaded.moving)
+        return fleets.able(loaded.moving, is_elastic=loaded.is_elastic)
     else:
         where, names = "bad value for --policy", list(dict.fromkeys(split_names(text)))
     for name in names:
@@ -88,7 +88,7 @@ def _policies(text: str | None, loaded: ScenarioFile) -> list[str]:
         if close := difflib.get_close_matches(bare, POLICIES, n=1) if bare not in POLICIES else []:
             raise OperatorError(f"unknown policy '{bare}' in --policy: did you mean '{close[0]}'?")
         try:
-            fleets.create(name, loaded.scenario.engine.prefill_tokens_max, loaded.moving)
+            loaded.policy(name)
         except ValueError as error:
             raise OperatorError(f"{where}: {error}") from None
     return names
@@ -152,13 +152,15 @@ def _plan(request: Request, loaded: ScenarioFile, cells: Sequence[Cell]) -> Plan
         roles=loaded.roles(),
         moving=loaded.moving,
         fabric=FabricSpec(bytes_s=given.fleet.link_gb_s * 1e9, latency_s=given.fleet.link_latency_ms / 1e3),
+        startup=loaded.startup(),
+        bounds=loaded.bounds(),
+        loss_per_hour=given.fleet.loss_per_hour,
     )
 
 
 def _kv_token_bytes(loaded: ScenarioFile, cells: Sequence[Cell]) -> int:
-    prefill_tokens_max = loaded.scenario.engine.prefill_tokens_max
-    policies = (fleets.create(cell.policy, prefill_tokens_max, loaded.moving) for cell in cells)
-    return loaded.kv_token_bytes(is_needed=any(policy.binder is not None for policy in policies))
+    policies = [loaded.policy(cell.policy) for cell in cells]
+    return loaded.kv_token_bytes(is_needed=any(each.binder is not None or each.relief is not None for each in policies))
 
 
 def _streams(request: Request, loaded: ScenarioFile) -> tuple[Stream, ...]:
