@@ -686,6 +686,7 @@ class ControlPlane:
     def check(self) -> None:
         """Every invariant; an AssertionError carries the state's repr."""
         self.cluster.check()
+        self.sizing.check()
         self.migrations.check()
         for request_id, request in self._handed_off.items():
             assert request.state is RequestState.STANDING, f"handed off without standing still: {request!r}"

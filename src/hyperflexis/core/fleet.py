@@ -134,10 +134,18 @@ class FleetBounds:
         return self.instances_min < self.instances_max
 
     @property
-    def affordable(self) -> float:
-        """How many awake instances the budget pays for."""
-        price, budget = self.prices.active_per_hour, self.cost_per_hour_max
-        return math.floor(budget / price + 1e-9) if price and budget < math.inf else math.inf
+    def affordable(self) -> int:
+        """How many awake instances the budget pays for, if none sleeps; no more than there may be."""
+        return _paid(self.cost_per_hour_max, self.prices.active_per_hour, self.instances_max)
+
+    def affordable_asleep(self, awake: int) -> int:
+        """How many may sleep beside so many that are awake; no more than there may be."""
+        left = self.cost_per_hour_max - awake * self.prices.active_per_hour
+        return _paid(left, self.prices.asleep_per_hour, self.asleep_max)
+
+
+def _paid(budget: float, price: float, most: int) -> int:
+    return math.floor(min(most, budget / price + 1e-9)) if price else most
 
 
 class StartupTimes:

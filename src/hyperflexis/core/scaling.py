@@ -90,12 +90,15 @@ class ProactiveScaler:
         """(instant, instances), falling: the first is the most that was wanted within the time to settle."""
         self._planned_s = -math.inf
         self._used_s = -math.inf
+        self._seen: tuple[float, ...] = ()
+        """All work that had arrived when it was last planned."""
         self._count = 0
         self._model: Instance | None = None
         """An instance like those that will come."""
 
     def plan(self, cluster: Cluster, sizing: Sizing, now: float) -> Wanted | None:
-        if cluster.requests:
+        if cluster.requests or cluster.due_work.by_term != self._seen:
+            self._seen = cluster.due_work.by_term
             self._used_s = now
         if not cluster.ready:
             return self._first(cluster, sizing)

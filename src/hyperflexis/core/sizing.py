@@ -60,7 +60,7 @@ class Sizing:
         self._proposed: dict[Role, int] = {}
         self._next_id = 0
         self._failed_launches = 0
-        self._launch_at_s = -math.inf
+        self._launch_at_s = 0.0
         self._shrink_at_s = -math.inf
         self._failures: Counter[StartSource] = Counter()
         self._avoided_until_s: dict[StartSource, float] = {}
@@ -131,7 +131,7 @@ class Sizing:
             self._proposed = counts
         else:
             self._wanted, self._reason = counts, wanted.reason
-            self._asleep_wanted = min(wanted.asleep, self.fleet.asleep_max)
+            self._asleep_wanted = min(wanted.asleep, self.fleet.affordable_asleep(self.wanted))
         return commands
 
     def _ranges(self) -> list[tuple[Role, Range]]:
@@ -229,10 +229,7 @@ class Sizing:
 
     def may_sleep(self) -> bool:
         """Whether an instance that holds nothing is to sleep rather than end."""
-        asleep = self.count(ASLEEP)
-        prices = self.fleet.prices
-        price = self.count(AWAKE) * prices.active_per_hour + (asleep + 1) * prices.asleep_per_hour
-        return asleep < self._asleep_wanted and price - prices.active_per_hour <= self.fleet.cost_per_hour_max
+        return self.count(ASLEEP) < self._asleep_wanted
 
     def needless_sleepers(self) -> list[Instance]:
         """Those that sleep beyond what is wanted asleep; the ones that began last."""
@@ -272,6 +269,12 @@ class Sizing:
             for each in self._cluster.instances.values()
             if each.state in STARTING and now - each.tenure.launched_s > limit_s
         ]
+
+    def check(self) -> None:
+        """There are no more than there may be, and what was noted is so."""
+        awake = self.count(AWAKE)
+        assert awake <= self.fleet.instances_max, f"{awake} instances, and {self.fleet.instances_max} are allowed"
+        assert self._is_short == (self.missing() > 0), "what is missing has changed unnoted"
 
 
 def _interference(instance: Instance) -> tuple[float, int]:

@@ -158,6 +158,8 @@ class Simulation:
         """Arrivals that are known of and have not happened."""
         self._begun: tuple[float, float, float] | None = None
         """Seconds awake and asleep, and their cost, when the first request arrived."""
+        self._ended = (0.0, 0.0, 0.0)
+        """The same when the last one that has ended did."""
         self._live: dict[int, _Live] = {}
         self._rows = _Rows(tuple(classes))
         self._wakeup_s: float | None = None
@@ -188,8 +190,7 @@ class Simulation:
         self._expect_next()
         self._kernel.run()
         assert not self._live, f"{len(self._live)} requests never ended"
-        bill = self._billed(self._rows.last_end_s)
-        usage = Usage(*(end - begun for end, begun in zip(bill, self._begun or bill, strict=True)))
+        usage = Usage(*(end - begun for end, begun in zip(self._ended, self._begun or self._ended, strict=True)))
         return self._rows.outcome(usage, self._role_changes, self._resizes)
 
     def _billed(self, now: float) -> tuple[float, float, float]:
@@ -312,6 +313,7 @@ class Simulation:
         self._end(command.request_id)
 
     def _end(self, request_id: int) -> None:
+        self._ended = self._billed(self._kernel.now)
         job = self._live.pop(request_id).job
         following = job.follow_up(self._kernel.now) if job.follow_up is not None else None
         if following is not None:

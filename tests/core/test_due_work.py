@@ -1,0 +1,53 @@
+"""What counts within which term, and how fast it came."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hyperflexis.core.due_work import DEFERRABLE_S, TERMS_S, DueWork, WorkHistory
+
+
+def test_work_counts_in_every_term_that_is_as_long() -> None:
+    work = DueWork()
+    work.add(2.0, 3.0)
+    work.add(2.1, 10.0)
+    assert work.by_term == (0, 0, 3, 13, 13, 13, 13, 13)
+
+
+@pytest.mark.parametrize("term_s", [DEFERRABLE_S + 1, math.inf])
+def test_what_can_wait_asks_for_nothing_now(term_s: float) -> None:
+    work = DueWork()
+    work.add(term_s, 5.0)
+    assert work.by_term == (0.0,) * len(TERMS_S)
+
+
+def test_a_burst_of_strict_work_counts_over_its_own_term() -> None:
+    """Six seconds of prefill that come at once and are due within two need three instances, whatever the mean is."""
+    history, work = WorkHistory(), DueWork()
+    for tick in range(121):
+        if tick == 120:
+            work.add(2.0, 6.0)
+        history.observe(work.by_term, tick / 2)
+    assert history.due_rate(60.0) == 3.0
+    assert history.rate(30.0, 60.0) == pytest.approx(6.0 / 30)
+
+
+def test_nothing_is_known_at_first() -> None:
+    history = WorkHistory()
+    history.observe(DueWork().by_term, 5.0)
+    assert history.due_rate(5.0) == history.rate(10.0, 5.0) == 0.0
+
+
+@given(rate=st.floats(0.01, 5.0), term_s=st.sampled_from(TERMS_S), seconds=st.integers(1, 200))
+def test_steady_work_has_its_rate_in_every_window(rate: float, term_s: float, seconds: int) -> None:
+    history, work = WorkHistory(), DueWork()
+    history.observe(work.by_term, 0.0)
+    for tick in range(1, 2 * seconds + 1):
+        work.add(term_s, rate / 2)
+        history.observe(work.by_term, tick / 2)
+    assert history.due_rate(seconds) == pytest.approx(rate)
+    assert history.rate(10.0, seconds) == pytest.approx(rate)
