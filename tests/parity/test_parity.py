@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.builders import A100_14B, H100_8B
-from hyperflexis.core.commands import Cancel, Conclude, Dispatch, Hold, Launch, Migrate, Reject
+from hyperflexis.core.commands import Cancel, Conclude, Dispatch, Drain, Hold, Launch, Migrate, Reject, Stop
 from hyperflexis.core.instance import Role
 from hyperflexis.core.latency import LatencyModel
 from hyperflexis.policies import POLICIES
@@ -155,3 +155,21 @@ def test_any_workload_is_handed_off(
     words: list[tuple[float, int, int, int, str, float | None]], roles: tuple[Role, ...]
 ) -> None:
     check_parity(asks_of(words), through(WORLD, policy="distserve", instances=len(roles), roles=roles))
+
+
+# Sizes. Nothing moves when an instance leaves: what a move takes in virtual time is the bodies' own.
+
+
+def test_a_fleet_that_follows_demand_does_so_alike() -> None:
+    world = through(TIGHT, instances=1, most=6, startup_s=0.3)
+    commands = check_parity(drawn(5, 150, 40.0, leave=0.1), world)
+    kinds = {type(command) for _, command in commands}
+    assert {Launch, Drain, Stop} <= kinds
+
+
+@given(words=ASKS, instances=st.integers(0, 2), startup_s=st.sampled_from([0.0, 0.25, 1.5]))
+def test_any_workload_on_a_fleet_that_follows_demand(
+    words: list[tuple[float, int, int, int, str, float | None]], instances: int, startup_s: float
+) -> None:
+    world = through(TIGHT, instances=instances, most=4, startup_s=startup_s)
+    check_parity(asks_of(words), world)

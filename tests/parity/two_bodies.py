@@ -13,11 +13,11 @@ from dataclasses import asdict, dataclass, replace
 
 from hyperflexis.adapters.contract import Adapter, Listener
 from hyperflexis.adapters.modelled import ModelledAdapter, Ways
-from hyperflexis.core.commands import Command
+from hyperflexis.core.commands import Command, Conclude, Reject
 from hyperflexis.core.control import ControlPlane
 from hyperflexis.core.events import Event, RequestCancelled
-from hyperflexis.core.fleet import FleetBounds
-from hyperflexis.core.instance import Capacity, Role
+from hyperflexis.core.fleet import FleetBounds, Range
+from hyperflexis.core.instance import Capacity, Role, StartSource
 from hyperflexis.core.latency import LatencyModel, StepShape
 from hyperflexis.core.prefix import block_hashes
 from hyperflexis.core.slo import ServiceClass, Slo
@@ -82,6 +82,15 @@ class World:
     shares_prefixes: bool = True
     runs_through: bool = False
     roles: tuple[Role, ...] = ()
+    most: int | None = None
+    """Instances, of a fleet whose size follows demand; `instances` are the fewest then."""
+
+    @property
+    def bounds(self) -> FleetBounds:
+        if self.most is None:
+            return FleetBounds.fixed(self.instances, self.roles)
+        startup_s = {StartSource.DISK: self.startup_s}
+        return FleetBounds({Role.MIXED: Range(self.instances, self.most)}, startup_s=startup_s)
 
     @property
     def capacity(self) -> Capacity:
@@ -127,6 +136,7 @@ class _Simulation(Simulation):
             max_tokens=world.max_tokens,
             losses_s=world.losses_s,
             startup=StartupSpec.constant(world.startup_s),
+            bounds=world.bounds,
             runs_through=world.runs_through,
             roles=world.roles,
             fabric=FABRIC,
@@ -244,8 +254,7 @@ class _Live:
         self._asks = asks
         self._next = 0
         self._clients: list[_Client] = []
-        fleet = FleetBounds.fixed(world.instances, world.roles)
-        control = _Recording(create(world.policy, PREFILL_TOKENS_MAX), fleet, 10_000_000)
+        control = _Recording(create(world.policy, PREFILL_TOKENS_MAX), world.bounds, 10_000_000)
         control.journal = journal
         self._launcher = _Launcher(world, asks)
         self._driver = Driver(control, self._launcher, BLOCK_TOKENS, clock=self._loop.time)
@@ -308,12 +317,19 @@ def check_parity(asks: Seq[Ask], world: World) -> list[tuple[float, Command]]:
         AssertionError: they are not; says what differs first, and what was seen before that.
     """
     virtual, real = simulated(asks, world), live(asks, world)
+    if world.most is not None:  # Its size is thought about for ever, here and there for as long as somebody looks.
+        virtual, real = _to_the_last_end(virtual), _to_the_last_end(real)
     expected, got = commands_of(virtual), commands_of(real)
     for index, (left, right) in enumerate(zip(expected, got, strict=False)):
         assert left == right, _story(index, virtual, real)
     last = min(len(expected), len(got))
     assert len(expected) == len(got), _story(last, virtual, real)
     return expected
+
+
+def _to_the_last_end(journal: Journal) -> Journal:
+    ends = [place for place, (_, what) in enumerate(journal) if isinstance(what, Conclude | Reject)]
+    return journal[: ends[-1] + 1]
 
 
 def _story(index: int, virtual: Journal, real: Journal) -> str:
