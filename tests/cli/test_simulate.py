@@ -293,7 +293,7 @@ def test_hash_seed_changes_nothing(file: Path) -> None:
     assert _without_cpu(outs[0]) == _without_cpu(outs[1])
 
 
-@pytest.mark.parametrize("name", ["scenario.yaml", "apart.yaml"])
+@pytest.mark.parametrize("name", ["scenario.yaml", "apart.yaml", "elastic.yaml"])
 def test_example_simulates(name: str, run: Run) -> None:
     code, out, err = run("simulate", str(ROOT / "examples" / name))
     assert (code, err) == (0, "")
