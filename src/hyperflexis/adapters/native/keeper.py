@@ -30,7 +30,6 @@ from hyperflexis.adapters.native.messages import (
     Profile,
     encode,
 )
-from hyperflexis.adapters.native.pages import populate
 from hyperflexis.adapters.native.planning import LoadError, Plan, check_memory, plan, plan_elsewhere
 from hyperflexis.engine.arena import ArenaLayout
 from hyperflexis.engine.config import ModelConfig
@@ -226,14 +225,7 @@ class _Keeper:
             self._donor.withdraw()
         with self._timed("disk"):
             self._memory.resize(layout.bytes)
-            arena = memoryview(self._memory.map_for_writing())
-            # Ahead of the reader, for whom each page would be a fault.
-            populating = threading.Thread(target=populate, args=(arena,), name="arena-pages")
-            populating.start()
-            try:
-                load_checkpoint(self._request.directory, config, layout, arena)
-            finally:
-                populating.join()
+            load_checkpoint(self._request.directory, config, layout, memoryview(self._memory.map_for_writing()))
 
     # -- for others
 

@@ -1,7 +1,7 @@
 """A recipient's own memory while it is being filled, chunk by chunk, from one donor or from several in turn.
 
-Written with `pwrite`, not through a mapping: into pages that do not exist yet that is several times as fast, for they
-need neither be cleared nor be faulted in one by one.
+Written with `pwrite`, not through a mapping: pages that do not exist yet need then neither be cleared nor be faulted in
+one by one, which halves the CPU time.
 """
 
 from __future__ import annotations
@@ -54,11 +54,27 @@ class Filling:
                     descriptor, [(start, 0, end - start)], chunk, has_checksums=has_checksums, timeout_s=chunk_s
                 )
                 medium = pull.result().medium
-                checked = checking.submit(self._check, start, chunk, descriptor)
+                checked = checking.submit(self._check, start, chunk, str(descriptor))
                 written.append(writing.submit(self._settle, start, chunk, checked))
             for each in written:
                 each.result()
         return medium
+
+    def copy(self, memory: memoryview, owner: str) -> None:
+        """Fill what is not settled yet from a donor's memory, which is sealed: check it in place, and write from there.
+
+        Raises:
+            Corrupt: a chunk is not what it is to be; those before it are, and stay.
+        """
+        places = list(chunks(self.watermark.size_bytes, self.watermark.settled_bytes))
+        with ThreadPoolExecutor(1, "weights-check") as checking:
+            checks = [checking.submit(self._check, start, memory[start:end], owner) for start, end in places]
+            try:
+                for (start, end), checked in zip(places, checks, strict=True):
+                    self._settle(start, memory[start:end], checked)
+            finally:
+                for each in checks:
+                    each.cancel()
 
     @property
     def made(self) -> Manifest:
@@ -69,10 +85,10 @@ class Filling:
     def _chunk_bytes(self) -> int:
         return min(CHUNK_BYTES, self.watermark.size_bytes)
 
-    def _check(self, start: int, chunk: memoryview, descriptor: Descriptor) -> Manifest:
+    def _check(self, start: int, chunk: memoryview, owner: str) -> Manifest:
         found = Manifest.of(chunk)
         if self.manifest is not None and not self.manifest.includes(found, start):
-            raise Corrupt(f"the chunk at byte {start} of {descriptor} is not what it is to be: its owner errs or lies")
+            raise Corrupt(f"the chunk at byte {start} of {owner} is not what it is to be: its owner errs or lies")
         return found
 
     def _settle(self, start: int, chunk: memoryview, checked: Future[Manifest]) -> None:

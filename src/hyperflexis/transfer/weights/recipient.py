@@ -87,7 +87,8 @@ def take(
         NoDonor: why none of them did.
     """
     with Receiver(media, ReceiverLimits(transfers_max=1)) as receiver:
-        taking = _Taking(wanted, allocate, parts, patience or Patience(), receiver)
+        may_map = media is None or "shm" in media
+        taking = _Taking(wanted, allocate, parts, patience or Patience(), receiver, may_map=may_map)
         failures: list[str] = []
         for offer in offers:
             try:
@@ -101,20 +102,28 @@ class _Taking:
     """What lasts from one candidate to the next."""
 
     def __init__(
-        self, wanted: Wanted, allocate: Allocate, parts: Sequence[str], patience: Patience, receiver: Receiver
+        self,
+        wanted: Wanted,
+        allocate: Allocate,
+        parts: Sequence[str],
+        patience: Patience,
+        receiver: Receiver,
+        *,
+        may_map: bool,
     ) -> None:
         self._wanted = wanted
         self._allocate = allocate
         self._parts = parts
         self._patience = patience
         self._receiver = receiver
+        self._wants_memory = wanted.attaches or may_map
         self._filling: Filling | None = None
         self._phases_s: dict[str, float] = {}
 
     def take(self, offer: Offer) -> Taken:
         wanted = self._wanted
         with self._timed("join"):
-            joined = join(offer, wanted.identity, wants_memory=wanted.attaches, patience=self._patience)
+            joined = join(offer, wanted.identity, wants_memory=self._wants_memory, patience=self._patience)
         try:
             with self._timed("join"):
                 manifest = joined.manifest(self._receiver, self._patience)
@@ -124,6 +133,9 @@ class _Taking:
             fd = joined.take_memory()
             if fd is None:
                 medium, manifest = self._pull(joined, manifest)
+            elif not wanted.attaches:
+                medium, manifest = "shm", self._copy(fd, joined, manifest)
+                fd = None
             else:
                 medium, manifest = "attach", self._check(fd, joined, manifest)
         finally:
@@ -158,17 +170,36 @@ class _Taking:
             raise Corrupt(f"{joined.accept.owner} has other bytes than those that are wanted")
         return manifest
 
+    def _copy(self, fd: int, joined: Joined, manifest: Manifest | None) -> Manifest:
+        """Out of memory that was handed over, without the donor's doing."""
+        try:
+            memory = map_for_reading(fd)
+        finally:
+            os.close(fd)
+        filling = self._made_ready(joined, manifest)
+        with self._timed("copy"):
+            filling.copy(memory, joined.accept.owner)
+        return self._checked(filling, joined)
+
     def _pull(self, joined: Joined, manifest: Manifest | None) -> tuple[str, Manifest]:
+        filling = self._made_ready(joined, manifest)
+        with self._timed("copy"):
+            medium = filling.pull(joined.accept.parts[WEIGHTS], self._receiver, self._patience.chunk_s)
+        return medium, self._checked(filling, joined)
+
+    def _made_ready(self, joined: Joined, manifest: Manifest | None) -> Filling:
         filling = self._filling
         with self._timed("allocate"):
             if filling is None or filling.manifest is None or filling.manifest != manifest:
                 filling = self._filling = self._allocate(joined.accept.identity, manifest)
-        with self._timed("copy"):
-            medium = filling.pull(joined.accept.parts[WEIGHTS], self._receiver, self._patience.chunk_s)
+        return filling
+
+    def _checked(self, filling: Filling, joined: Joined) -> Manifest:
+        """What has been copied, unless it is known to be something else than what is wanted."""
         if self._wanted.root not in (b"", filling.made.root):
             self._filling = None
             raise Corrupt(f"{joined.accept.owner} has other bytes than those that are wanted")
-        return medium, filling.made
+        return filling.made
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
