@@ -59,7 +59,7 @@ def test_settled_blocks_are_told_between_steps_and_the_decode_goes_on() -> None:
     assert len(source.step().decodes) == 1
 
 
-def test_rest_that_is_copied_within_a_step_is_the_last_answer_and_only_at_a_steps_end() -> None:
+def test_rest_of_one_block_is_the_last_answer_and_only_at_a_steps_end() -> None:
     source, giver = decoding(prompt=42)
     giver.call(Call(0, 1, since=10, tenure=0))
     assert answers(giver, may_stop=False) == []
@@ -72,8 +72,8 @@ def test_rest_that_is_copied_within_a_step_is_the_last_answer_and_only_at_a_step
     assert answers(giver) == []
 
 
-@pytest.mark.parametrize(("block_s", "is_last"), [(0.0036, True), (0.0037, False)])
-def test_rest_is_little_if_its_copy_takes_no_longer_than_a_step(block_s: float, is_last: bool) -> None:
+@pytest.mark.parametrize(("block_s", "is_last"), [(0.00036, True), (0.00037, False)])
+def test_rest_is_little_if_its_copy_takes_a_tenth_of_a_step(block_s: float, is_last: bool) -> None:
     """A step takes 11 ms, and three blocks are left."""
     _, giver = decoding(prompt=42)
     giver.call(Call(0, 1, since=8, tenure=0, block_s=block_s))

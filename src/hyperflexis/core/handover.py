@@ -1,9 +1,9 @@
 """The two ends of a migration, by turns: who has the sequence gives, who will have it takes. Both are pure.
 
 The taker drives. It sets blocks aside and calls; the giver answers with what is settled and goes on computing; the
-taker copies and calls again for what was added. When little enough is left, the giver lets the sequence stand still and
-answers for the last time; the taker copies the rest and adopts it. So the pause is the last blocks' copy, whatever the
-context (Llumnix, a published system, migrates in such rounds).
+taker copies and calls again for what was added. When next to nothing is left, the giver lets the sequence stand still
+and answers for the last time; the taker copies the rest and adopts it. So the pause is the last blocks' copy, whatever
+the context (Llumnix, a published system, migrates in such rounds).
 
     taker   Call ─▶            ─▶ Call                ─▶ (adopted) taken
     giver         Answer ─▶            Answer(is_last) ─▶
@@ -25,6 +25,9 @@ from typing import NamedTuple
 from hyperflexis.core.moving import Held
 from hyperflexis.core.step import StepScheduler
 
+REST_SHARE = 0.1
+"""Of a step: the most that the copy of what is left may take when the sequence stands still for it. A whole step would
+make the pause grow with the context wherever all of that is copied within one, as it is in shared memory."""
 ROUNDS_MAX = 8
 """Copies made while the sequence goes on. A link slower than the decode would need them without an end."""
 NOWHERE = -1
@@ -185,11 +188,11 @@ class Giver:
         return Answer(call.request_id, call.move, 0, 0, (), 0, held.tenure, is_last=True)
 
     def _is_near(self, call: Call, held: Held) -> bool:
-        """Whether what is left to copy takes no longer than a step, or does not become less."""
+        """Whether the copy of what is left is next to nothing beside a step, or does not become less."""
         left = self._scheduler.pool.blocks_for(held.computed) - call.since
         decodes = self._scheduler.decodes
         step_s = self._scheduler.latency.decode_step_s(len(decodes), decodes.context_tokens)
-        return left <= 1 or left * call.block_s <= step_s or call.round >= ROUNDS_MAX
+        return left <= 1 or left * call.block_s <= REST_SHARE * step_s or call.round >= ROUNDS_MAX
 
     def _last(self, sequence_id: int, move: int, held: Held) -> Answer:
         until = self._scheduler.pool.blocks_for(held.computed)
