@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, insort
 from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Sequence as Series
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -214,6 +215,13 @@ class Sequence:
         """Count prefill tokens as computed."""
         self._computed += tokens
 
+    def catch_up(self, emitted: list[int], first_token_s: float | None) -> None:
+        """Its answer has got this far elsewhere: so many tokens of it, and the first one then, unless that is known."""
+        self.tokens[self.prompt_tokens :] = emitted
+        self._emitted = len(emitted)
+        if self.first_token_s is None:
+            self.first_token_s = first_token_s
+
     def rewind(self, computed: int) -> None:
         """Begin the prefill anew, this much of it being there."""
         self._computed = computed
@@ -381,7 +389,7 @@ class StepScheduler:
         if needed > self.pool.blocks:
             raise ValueError(f"the request needs {needed} KV blocks and the instance has {self.pool.blocks}")
         self._sequences[sequence.id] = sequence
-        self._name_content(sequence)
+        self.name_content(sequence)
         self._wait(sequence)
 
     def cancel(self, sequence_id: int) -> bool:
@@ -493,19 +501,28 @@ class StepScheduler:
         sequence, was_decoding = self.moves.suspended.pop(sequence_id)
         self._place(sequence, is_decoding=was_decoding)
 
-    def expect(self, sequence_id: int, tokens: int, tokens_max: int) -> list[int] | None:
+    def expect(self, sequence_id: int, tokens: int, tokens_max: int, hashes: Series[bytes] = ()) -> list[int] | None:
         """Set a seat and blocks for so many tokens aside for a sequence that will arrive; None if they cannot be had.
 
-        Nobody loses a block by it, and nobody gets these. Asked again with more tokens it adds blocks, or refuses and
-        leaves what there is. `tokens_max` is what the sequence may grow to: it must fit an empty pool.
+        Those that hold the beginning of its content, named by `hashes`, are used as they are: from now on nobody can
+        evict them. `moves.found` says how many. Nobody loses a block by it, and nobody gets the others. Asked again
+        with more tokens it adds blocks, or refuses and leaves what there is. `tokens_max` is what the sequence may grow
+        to: it must fit an empty pool.
         """
         assert sequence_id not in self._sequences, f"sequence {sequence_id} is here already"
         pool, expected = self.pool, self.moves.expected
-        blocks = expected.get(sequence_id, [])
+        is_new = sequence_id not in expected
+        # The last token is always computed, for its logits.
+        found = pool.find(hashes[: (tokens - 1) // pool.block_tokens]) if is_new and hashes else []
+        blocks = found or expected.get(sequence_id, [])
         missing = max(0, pool.blocks_for(tokens) - len(blocks))
-        lacks_seat = sequence_id not in expected and self._seats_taken() >= self.seqs_max
-        if lacks_seat or missing > pool.blocks_free or pool.blocks_for(max(tokens, tokens_max)) > pool.blocks:
+        lacks_seat = is_new and self._seats_taken() >= self.seqs_max
+        lacks_blocks = missing > pool.free_beside(found) or pool.blocks_for(max(tokens, tokens_max)) > pool.blocks
+        if lacks_seat or lacks_blocks:
             return None
+        if found:
+            pool.hold(found)
+            self.moves.found[sequence_id] = len(found)
         expected[sequence_id] = blocks + pool.take(missing)
         return list(expected[sequence_id])
 
@@ -514,6 +531,7 @@ class StepScheduler:
         blocks = self.moves.expected.pop(sequence_id, None)
         if blocks is None:
             return False
+        self.moves.found.pop(sequence_id, None)
         self.pool.release(blocks)
         return True
 
@@ -524,6 +542,8 @@ class StepScheduler:
         """
         assert sequence.id not in self._sequences, f"sequence {sequence.id} is here already"
         blocks, needed = self.moves.expected.pop(sequence.id), self.pool.blocks_for(computed)
+        shared = self.moves.found.pop(sequence.id, 0) * self.pool.block_tokens
+        assert not 0 < computed < shared, f"the next of its tokens would be written to what others share: {sequence!r}"
         assert computed < sequence.context_tokens, f"nothing is left to compute: {sequence!r}"
         assert needed <= len(blocks), f"{computed} tokens in {len(blocks)} blocks: {sequence!r}"
         self.pool.release(blocks[needed:])
@@ -531,7 +551,7 @@ class StepScheduler:
         sequence.blocks = blocks[:needed]
         sequence.rewind(computed)
         sequence.has_started = bool(sequence.blocks)
-        self._name_content(sequence)
+        self.name_content(sequence)
         self._publish(sequence)
         is_decoding = sequence.emitted > 0 and sequence.left == 1
         if is_decoding:
@@ -887,7 +907,8 @@ class StepScheduler:
         if missing > 0:
             blocks += pool.take(missing)
 
-    def _name_content(self, sequence: Sequence) -> None:
+    def name_content(self, sequence: Sequence) -> None:
+        """Hash what it has of full blocks, if others may share them."""
         if sequence.reuses_prefix and sequence.tokens:
             extend_hashes(sequence.hashes, sequence.tokens, self.pool.block_tokens)
 
@@ -897,7 +918,7 @@ class StepScheduler:
         full = sequence.computed // self.pool.block_tokens
         if full == sequence.published:
             return
-        self._name_content(sequence)
+        self.name_content(sequence)
         full = min(full, len(sequence.hashes))
         for index in range(sequence.published, full):
             self.pool.publish(sequence.blocks[index], sequence.hashes[index])
@@ -955,8 +976,13 @@ class StepScheduler:
             assert sorted(ordered) == sorted(waiting), f"an order of others: {ordered}, {self!r}"
         assert self._sequences.keys().isdisjoint(self.moves.expected), f"what is here is expected: {self!r}"
         assert self._seats_taken() <= self.seqs_max, f"more than {self.seqs_max} sequences hold blocks: {self!r}"
-        holders = {block: 1 for blocks in self.moves.expected.values() for block in blocks}
-        assert len(holders) == sum(map(len, self.moves.expected.values())), f"a block is set aside twice: {self!r}"
+        assert self.moves.found.keys() <= self.moves.expected.keys(), f"found for nobody: {self!r}"
+        holders: dict[int, int] = {}
+        for sequence_id, expected in self.moves.expected.items():
+            for block in expected:
+                holders[block] = holders.get(block, 0) + 1
+            own = expected[self.moves.found.get(sequence_id, 0) :]
+            assert not any(self.pool.has_content(block) for block in own), f"set aside, and not to be written: {self!r}"
         lent = 0
         for sequence in self._sequences.values():
             counted = 0 if self._names_blocks or sequence.decodes is None else self._lent(sequence)
