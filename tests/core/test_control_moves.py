@@ -21,7 +21,7 @@ from hyperflexis.core.control import MOVE_TRIES_MAX, STANDING_MAX_S, SWITCH_MAX_
 from hyperflexis.core.dispatch import Dispatcher, Placement, SloDispatcher
 from hyperflexis.core.events import Linked, LinkFailed, RequestCancelled, TransferFailed
 from hyperflexis.core.instance import Instance, InstanceState, Role
-from hyperflexis.core.links import RETRY_S
+from hyperflexis.core.links import PENDING_MAX_S, RETRY_S
 from hyperflexis.core.relief import Relief
 from hyperflexis.core.request import Request, RequestState
 from hyperflexis.core.roles import GrowthPlanner, PlannerRules, RoleChange, RolePlanner
@@ -269,6 +269,27 @@ def test_instance_takes_work_when_its_links_are_up_or_have_failed() -> None:
     assert [each.id for each in made.control.cluster.ready] == [0]
     made.link_down(back.source_id, back.target_id, back.version)
     assert [each.id for each in made.control.cluster.ready] == [0, 1]
+    made.arrive(20, 8, 8)
+    made.finish()
+
+
+def test_instance_does_not_wait_for_links_with_one_that_never_answers() -> None:
+    """The first one hangs. The second one takes work without it, and is linked with it once it says something."""
+    made, _ = running(M, M, linked=False)
+    there, back = made.links
+    made.link_up(there)
+    made.wait(PENDING_MAX_S - 2.5)
+    assert [each.id for each in made.control.cluster.ready] == [0]
+    made.wait(0.8)
+    assert [each.id for each in made.control.cluster.ready] == [0, 1]
+    made.wait(RETRY_S)
+    again = made.links[-1]
+    assert (again.source_id, again.target_id) == (back.source_id, back.target_id)
+    first, second = made.control.cluster.ready
+    assert made.control.migrations.can(first, second)
+    assert not made.control.migrations.can(second, first)
+    made.link_up(again)
+    assert made.control.migrations.can(second, first)
     made.arrive(20, 8, 8)
     made.finish()
 

@@ -24,7 +24,7 @@ def world(instances: int = 2) -> tuple[Cluster, Migrations]:
     """All linked with all."""
     made, links = cluster(instances), Links()
     for instance in made.ready:
-        for link in links.connect(instance, made.ready):
+        for link in links.connect(instance, made.ready, 0.0):
             links.up(link.source_id, link.target_id, link.version)
     return made, Migrations(made, links)
 

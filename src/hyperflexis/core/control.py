@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from hyperflexis.core.binding import Binder
@@ -138,8 +138,8 @@ class ControlPlane:
 
     def next_wakeup(self) -> float | None:
         """The instant at which something should be decided even if nothing happens until then."""
-        retry_s = self.links.next_retry_s() if self._moves else None
-        instants = [] if retry_s is None else [max(retry_s, self._tick_s + TICK_S)]
+        link_s = self.links.next_due_s() if self._moves else None
+        instants = [] if link_s is None else [max(link_s, self._tick_s + TICK_S)]
         if self._missing_instances() > 0 and self._failed_launches < self.fleet.launch_attempts_max:
             instants.append(self._launch_at_s)
         if (self._moves and self.cluster.requests) or self._drains:
@@ -258,12 +258,12 @@ class ControlPlane:
             commands.append(self._assign(instance, instance.role, Reason(Why.MEMBERSHIP), now))
         if self._moves:
             others = [i for i in self.cluster.instances.values() if i.state in _LINKED_STATES]
-            commands += self.links.connect(instance, others)
+            commands += self.links.connect(instance, others, now)
             instance.step(InstanceStep.LINK)
         return [*commands, *self._open(instance, now)]
 
     def _open(self, instance: Instance, now: float) -> list[Command]:
-        """Let an instance take work, once all its links are up or have failed."""
+        """Let an instance take work, once all its links are up or have failed, which they do if nobody answers."""
         if self.links.is_pending(instance.id):
             return []
         instance.take_work(now)
@@ -280,7 +280,10 @@ class ControlPlane:
         return self._open_linked(event, now)
 
     def _open_linked(self, event: Linked | LinkFailed, now: float) -> list[Command]:
-        ends = [self.cluster.instances.get(end) for end in (event.source_id, event.target_id)]
+        return self._open_all((event.source_id, event.target_id), now)
+
+    def _open_all(self, instance_ids: Iterable[int], now: float) -> list[Command]:
+        ends = [self.cluster.instances.get(end) for end in instance_ids]
         waiting = [end for end in ends if end is not None and end.state is InstanceState.LINKING]
         return [command for end in waiting for command in self._open(end, now)]
 
@@ -496,6 +499,7 @@ class ControlPlane:
         self._tick_s = now
         if not self._moves and not self._drains:
             return commands
+        commands += self._open_all(sorted(self.links.expire(now)), now)
         commands += self.links.retry(now)
         commands += self._relieve(now)
         commands += self._revert(now)
