@@ -266,7 +266,7 @@ def test_demo_model_is_measured_and_an_instance_starts_from_it(tmp_path: Path) -
     samples = read_samples(out)
     ready = asyncio.run(_first_words(samples))
     assert [tuple(shape) for shape, _ in ready.samples] == [tuple(shape) for shape, _ in samples]
-    assert ready.startup_s["calibration"] < 0.1
+    assert "calibration" not in ready.startup_s
 
 
 async def _first_words(samples: Any) -> Any:

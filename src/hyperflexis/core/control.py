@@ -561,14 +561,30 @@ class ControlPlane:
         return [*commands, *self._launch_missing(now)] if commands else []
 
     def _change_role(self, change: RoleChange, now: float) -> list[Command]:
-        """Relabel an instance. What it has stays and ends there, but for what only waits to decode elsewhere."""
+        """Relabel an instance. What has begun ends there; what only waits for what it does no more goes elsewhere."""
         instance = change.instance
         commands: list[Command] = [self._assign(instance, change.role, change.reason, now)]
+        if change.role is Role.DECODE:
+            commands += self._send_on(instance, now)
         if change.role is not Role.PREFILL:
             stay = [request for request in instance.standing.values() if request.id in self._handed_off]
             for request in stay:
                 del self._handed_off[request.id]
             commands += [self.migrations.stay(request, Why.BALANCES) for request in stay]
+        return commands
+
+    def _send_on(self, instance: Instance, now: float) -> list[Command]:
+        """Let what waits at an instance that prefills no more, and has not begun, be prefilled elsewhere."""
+        commands: list[Command] = []
+        for request in list(instance.waiting.values()):
+            if request.state is not RequestState.WAITING or request.emitted_tokens or request.id in self.migrations:
+                continue
+            fronts = self._large_enough(request)
+            others = [each for each in fronts if each is not instance and self.migrations.can(instance, each)]
+            if others:
+                placement = self.policy.dispatcher.choose(request, others, self.cluster, now)
+                reason = placement.reason._replace(why=Why.BALANCES)
+                commands.append(self.migrations.begin(request, placement.instance, reason, now))
         return commands
 
     def _missing_instances(self) -> int:

@@ -66,6 +66,9 @@ class StepRules:
     """Most prefill tokens in one step."""
     prefill_tokens_floor: int = 64
     """The first prefill in order gets at least this many, however tight the decodes are."""
+    step_s_max: float = math.inf
+    """The longest that a step with prefills is meant to take, but for the floor. What an instance is told, such as
+    another role, waits for the step that runs."""
     patience_s: float = 60.0
     """The first-token deadline of work that was promised none."""
     starvation_s: float = 30.0
@@ -88,6 +91,8 @@ class StepRules:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.order not in ORDERS:
             raise ValueError(f"order must be one of {', '.join(ORDERS)}, not {self.order!r}")
+        if not self.step_s_max > 0:
+            raise ValueError(f"step_s_max must be above 0, not {self.step_s_max}")
         if not 0 < self.slack_share <= 1:
             raise ValueError(f"slack_share must be above 0 and at most 1, not {self.slack_share}")
         if not 0 <= self.credit_spend_max <= 1:
@@ -704,7 +709,7 @@ class StepScheduler:
         lacks_place = len(self.decodes.sequences) + self.moves.seats >= self.seqs_max and not sequence.blocks
         if may_share or lacks_place or not 0 < left <= rules.prefill_tokens_max:
             return False
-        room_s = self._room_s(now) if rules.sizing == "slack" else math.inf
+        room_s = self._room_s(now)
         if room_s < math.inf and left > max(rules.floor, self.latency.model.chunk_tokens(room_s, computed)):
             return False
         if self._missing_blocks(sequence, computed + left) > self.pool.blocks_free:
@@ -718,7 +723,7 @@ class StepScheduler:
 
     def _fill(self, plan: StepPlan, now: float) -> None:
         model, rules = self.latency.model, self.rules
-        room_s = self._room_s(now) if rules.sizing == "slack" else math.inf
+        room_s = self._room_s(now)
         tokens_left = rules.prefill_tokens_max
         behind = dict(self._partial)
         held = self._seats_taken()
@@ -750,13 +755,21 @@ class StepScheduler:
                 break
 
     def _room_s(self, now: float) -> float:
-        """Seconds of prefill that the decodes of this step can bear; infinite if none of them has a promise to lose."""
-        model, decodes = self.latency.model, self.decodes
+        """Seconds of prefill that this step may have: as the rules bound it, and as its decodes can bear it.
+
+        Infinite if neither does: none of the decodes has a promise to lose.
+        """
+        model, decodes, rules = self.latency.model, self.decodes, self.rules
         seqs, context = len(decodes.sequences), decodes.context_tokens
-        slack_s = decodes.slack_s(now, self.latency.decode_step_s(seqs, context))
-        if slack_s == math.inf:
+        longest_s = rules.step_s_max
+        if rules.sizing == "slack":
+            slack_s = decodes.slack_s(now, self.latency.decode_step_s(seqs, context))
+            longest_s = min(longest_s, rules.slack_share * slack_s)
+        if longest_s == math.inf:
             return math.inf
-        step_s = self.rules.slack_share * slack_s / self.latency.correction.factor("mixed")
+        if not seqs:
+            return longest_s / self.latency.correction.factor("prefill") - model.prefill_base_s
+        step_s = longest_s / self.latency.correction.factor("mixed")
         return step_s - model.decode_step_s(seqs, context) - max(0.0, model.prefill_base_s - model.decode_base_s)
 
     def _room_before_s(self, sequence: Sequence, plan: StepPlan, now: float) -> float:
