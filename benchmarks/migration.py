@@ -207,7 +207,7 @@ def line(spread: dict[str, float]) -> str:
     return f"p50 {spread['p50']:.1f} ms, p99 {spread['p99']:.1f}, max {spread['max']:.1f}"
 
 
-async def measured(runs: int, moves: int, besides: Sequence[int]) -> dict[str, Any]:
+async def measured(runs: int, moves: int, besides: Sequence[int], contexts: Sequence[int]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as directory:
         spec = LocalSpec(
             str(stretched_model(Path(directory) / "model")),
@@ -221,7 +221,7 @@ async def measured(runs: int, moves: int, besides: Sequence[int]) -> dict[str, A
         await fleet.ready()
         found: dict[tuple[int, int], list[dict[str, Any]]] = {}
         for _ in range(runs):
-            for beside, context in itertools.product(besides, CONTEXTS):
+            for beside, context in itertools.product(besides, contexts):
                 found.setdefault((beside, context), []).append(await fleet.measure(context, moves, beside))
         fleet.driver.close()
         await launcher.close()
@@ -233,8 +233,9 @@ def main() -> int:
     words.add_argument("--runs", type=int, default=1)
     words.add_argument("--moves", type=int, default=120, help="per run and length")
     words.add_argument("--beside", type=int, nargs="*", default=[0, 2], help="requests that decode on each instance")
+    words.add_argument("--contexts", type=int, nargs="*", default=CONTEXTS, help="tokens of the request that moves")
     options = words.parse_args()
-    table = uvloop.run(measured(options.runs, options.moves, options.beside))
+    table = uvloop.run(measured(options.runs, options.moves, options.beside, options.contexts))
     for name, found in table.items():
         pause = found["pause_ms"]
         print(f"{name:26} pause {line(pause)}  step {line(found['step_ms'])}")
