@@ -710,7 +710,9 @@ class World:
         before = set(end.body.ended)
         plan = end.body.step()
         ended = [each for each in end.body.ended if each not in before]
-        emitted = {one.id: one.emitted for one in end.body.scheduler.sequences()}
+        # Of these alone, as live: what stands still may be another's by the time that this is heard.
+        computed = {chunk.sequence.id for chunk in plan.chunks}
+        emitted = {one.id: one.emitted for one in end.body.scheduler.sequences() if one.id in computed}
         here = [each for each in plan.handed_off if end.body.scheduler.find(each) is not None]
         news, letters = end.end_step(here)
         assert end.body.scheduler.rules.hands_off or not here
