@@ -5,9 +5,10 @@
 Two instances of the demo model in float32, one thread each, behind the real driver; KV goes by shared memory. A request
 with a prompt of so many tokens decodes, and is sent there and back again, each time after some more tokens. The pause
 is the gap, as its client hears it, between the last token of one instance and the first of the other, less the median
-gap of the same request while it does not move: what remains of the copy, of the words about it, and of waiting for the
-other's step. `beside` more requests decode on each of the two meanwhile. `prefill` is what computing the context anew
-takes, which a request that cannot be moved would wait for. `neighbours` are gaps of those others while it moves.
+gap of the same request while it does not move, `step`: what remains of the copy, of the words about it, and of waiting
+for the other's step. All of its context is copied each time. `beside` more requests decode on each of the two
+meanwhile. `prefill` is what computing the context anew takes, which a request that cannot be moved would wait for.
+`neighbours` are gaps of those others while it moves.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import math
 import shutil
 import statistics
 import sys
@@ -44,8 +46,8 @@ CONTEXTS = (250, 1000, 2000, 4000, 8000)
 CONTEXT_MAX = 16_384
 BETWEEN_TOKENS = 8
 """Tokens between one move and the next."""
-LIMITS = {"pause_ms": 50.0}
-"""Of the median, with nothing beside it, at every length."""
+LIMITS = {"pause_p99_ms": 5.0, "context_tokens": 2000}
+"""With nothing beside it: a gap of a step and 5 ms, in 99 of 100 moves."""
 
 
 class Client:
@@ -67,7 +69,7 @@ class Client:
         self._news.set()
 
     def on_prompt_logprobs(self, logprobs: Sequence[TokenLogprobs]) -> None:
-        raise AssertionError("nobody asked for them")
+        """They are wanted for what they cost: see `Fleet.submit`."""
 
     def on_end(self, end: End) -> None:
         self.end = end
@@ -79,12 +81,11 @@ class Client:
             self._news.clear()
             await self._news.wait()
 
-    def pauses_s(self) -> list[float]:
-        """Of each move: the gap at it, less a usual one."""
+    def gaps_s(self) -> tuple[list[float], list[float]]:
+        """Between tokens: those at moves, and all others."""
         gaps = [after - before for before, after in itertools.pairwise(self.heard_s)]
         moving = {index - 1 for index in self.arrivals}
-        usual_s = statistics.median(gap for index, gap in enumerate(gaps) if index not in moving)
-        return [gaps[index] - usual_s for index in sorted(moving)]
+        return [gaps[index] for index in sorted(moving)], [gap for i, gap in enumerate(gaps) if i not in moving]
 
 
 class Watched(ControlPlane):
@@ -118,11 +119,16 @@ class Fleet:
             await asyncio.sleep(0.01)
 
     def submit(self, prompt_tokens: int, max_tokens: int) -> tuple[int, Client]:
-        """A prompt that no other begins like."""
+        """A prompt that no other begins like.
+
+        Its log-probabilities are asked for: such a request shares no blocks, so that each of its moves copies all of
+        it. Any other would find most of itself where it has been before.
+        """
         self._salt += 1
         prompt = [3 + (self._salt * 7919 + 31 * index) % 3000 for index in range(prompt_tokens)]
         client = Client()
-        ticket = self.driver.submit(GenerateRequest(prompt, max_tokens, Sampling(temperature=0.0)), client)
+        sampling = Sampling(temperature=0.0, prompt_logprobs=True)
+        ticket = self.driver.submit(GenerateRequest(prompt, max_tokens, sampling), client)
         self.control.clients[ticket] = client
         return ticket, client
 
@@ -157,10 +163,13 @@ class Fleet:
             for before, after in itertools.pairwise(other.heard_s)
             if client.heard_s[0] < before and after < client.heard_s[-1]
         ]
+        moving_s, steps_s = client.gaps_s()
+        step_s = statistics.median(steps_s)
         return {
             "neighbours_s": gaps,
             "prefill_s": client.heard_s[0] - begin_s,
-            "pauses_s": client.pauses_s(),
+            "steps_s": steps_s,
+            "pauses_s": [gap - step_s for gap in moving_s],
             "copied_s": [arrival.copied_s for arrival in arrivals],
             "copied_tokens": [arrival.copied_tokens for arrival in arrivals],
         }
@@ -175,29 +184,31 @@ def stretched_model(directory: Path) -> Path:
     return directory
 
 
-def gap_spread(gaps_s: list[float]) -> dict[str, float]:
-    if not gaps_s:
+def spread_ms(seconds: list[float]) -> dict[str, float]:
+    if not seconds:
         return {}
-    ordered = sorted(1e3 * gap for gap in gaps_s)
-    return {"p50": statistics.median(ordered), "p99": ordered[int(0.99 * len(ordered))], "max": ordered[-1]}
+    ordered = sorted(1e3 * each for each in seconds)
+    p99 = ordered[math.ceil(0.99 * len(ordered)) - 1]
+    return {"p50": statistics.median(ordered), "p99": p99, "max": ordered[-1]}
 
 
 def row(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    pauses_ms = sorted(1e3 * pause for run in runs for pause in run["pauses_s"])
+    pauses_s = [pause for run in runs for pause in run["pauses_s"]]
     return {
-        "moves": len(pauses_ms),
-        "pause_ms": {
-            "p50": statistics.median(pauses_ms),
-            "p99": pauses_ms[min(len(pauses_ms) - 1, int(0.99 * len(pauses_ms)))],
-            "max": pauses_ms[-1],
-        },
+        "moves": len(pauses_s),
+        "pause_ms": spread_ms(pauses_s),
+        "step_ms": spread_ms([step for run in runs for step in run["steps_s"]]),
         "copied_ms": 1e3 * statistics.median(seconds for run in runs for seconds in run["copied_s"]),
-        "neighbours_ms": gap_spread([gap for run in runs for gap in run["neighbours_s"]]),
+        "neighbours_ms": spread_ms([gap for run in runs for gap in run["neighbours_s"]]),
         "prefill_ms": 1e3 * statistics.median(run["prefill_s"] for run in runs),
     }
 
 
-async def measured(runs: int, moves: int, besides: Sequence[int]) -> dict[str, Any]:
+def line(spread: dict[str, float]) -> str:
+    return f"p50 {spread['p50']:.1f} ms, p99 {spread['p99']:.1f}, max {spread['max']:.1f}"
+
+
+async def measured(runs: int, moves: int, besides: Sequence[int], contexts: Sequence[int]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as directory:
         spec = LocalSpec(
             str(stretched_model(Path(directory) / "model")),
@@ -211,7 +222,7 @@ async def measured(runs: int, moves: int, besides: Sequence[int]) -> dict[str, A
         await fleet.ready()
         found: dict[tuple[int, int], list[dict[str, Any]]] = {}
         for _ in range(runs):
-            for beside, context in itertools.product(besides, CONTEXTS):
+            for beside, context in itertools.product(besides, contexts):
                 found.setdefault((beside, context), []).append(await fleet.measure(context, moves, beside))
         fleet.driver.close()
         await launcher.close()
@@ -220,20 +231,20 @@ async def measured(runs: int, moves: int, besides: Sequence[int]) -> dict[str, A
 
 def main() -> int:
     words = record.parser(__doc__)
-    words.add_argument("--runs", type=int, default=3)
-    words.add_argument("--moves", type=int, default=20, help="per run and length")
-    words.add_argument("--beside", type=int, nargs="*", default=[0, 4], help="requests that decode on each instance")
+    words.add_argument("--runs", type=int, default=1)
+    words.add_argument("--moves", type=int, default=120, help="per run and length")
+    words.add_argument("--beside", type=int, nargs="*", default=[0, 2], help="requests that decode on each instance")
+    words.add_argument("--contexts", type=int, nargs="*", default=CONTEXTS, help="tokens of the request that moves")
     options = words.parse_args()
-    table = uvloop.run(measured(options.runs, options.moves, options.beside))
+    table = uvloop.run(measured(options.runs, options.moves, options.beside, options.contexts))
     for name, found in table.items():
         pause = found["pause_ms"]
-        print(
-            f"{name:26} pause p50 {pause['p50']:6.1f} ms  p99 {pause['p99']:6.1f}  max {pause['max']:6.1f}  "
-            f"copies {found['copied_ms']:6.1f} ms  prefill {found['prefill_ms']:7.1f} ms"
-        )
+        print(f"{name:26} pause {line(pause)}  step {line(found['step_ms'])}")
+        print(f"{'':26} copies {found['copied_ms']:.1f} ms, a prefill would take {found['prefill_ms']:.1f} ms")
         if spread := found["neighbours_ms"]:
-            print(f"{'':26} gaps of those beside it: p50 {spread['p50']:.1f} ms, p99 {spread['p99']:.1f}")
-    missed = [name for name, found in table.items() if "_0_" in name and found["pause_ms"]["p50"] > LIMITS["pause_ms"]]
+            print(f"{'':26} gaps of those beside it {line(spread)}")
+    asked = f"beside_0_context_{LIMITS['context_tokens']:.0f}"
+    missed = [asked] if asked in table and table[asked]["pause_ms"]["p99"] > LIMITS["pause_p99_ms"] else []
     report = {"machine": record.machine("torch", "hyperflexis"), "table": table, "limits": LIMITS, "missed": missed}
     record.write(options.json, report)
     print("missed: " + ", ".join(missed) if missed else "all limits kept")

@@ -130,6 +130,34 @@ def test_sequence_is_taken_in() -> None:
     assert sequence.first_token_s == heard_s - 0.5, "its pace begins with its first token, not with its arrival"
 
 
+def test_what_was_computed_here_before_is_not_copied() -> None:
+    """Eight of its ten tokens stand in blocks that the prefix cache still has."""
+    end = End()
+    end.submit(9)
+    same = msgspec.structs.replace(submit(9), request=1)
+    while end.stepping.scheduler.find(9) is not None:
+        end.step()
+    end.order(take_in(submit=same))
+    assert end.said() == [Called(Call(1, 1, since=2))]
+    end.hear(answer(since=2, is_last=True, parting=Parting([7], 0.5, None)))
+    ((pull, _),) = end.body.pulls
+    assert (list(pull.source_blocks), pull.tokens) == ([22], 2)
+    end.copied()
+    (arrived,) = end.step().arrived
+    assert (arrived.computed_tokens, arrived.copied_tokens) == (10, 2)
+
+
+def test_what_nobody_may_share_is_copied_whole() -> None:
+    """Its prompt's log-probabilities are wanted, which are computed with it."""
+    end = End()
+    end.submit(9)
+    for _ in range(25):
+        end.step()
+    lone = msgspec.structs.replace(submit(9), request=1, sampling=Sampling(prompt_logprobs=True))
+    end.order(take_in(submit=lone))
+    assert end.said() == [Called(Call(1, 1))]
+
+
 def test_first_token_is_as_old_as_the_order_says_where_it_says() -> None:
     end = End()
     end.order(take_in(submit=submit(first_token_age_s=2.0, waited_s=3.0)))

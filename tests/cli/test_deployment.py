@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,14 @@ def test_policy_moves_requests_where_instances_have_roles(given: dict[str, objec
     policy = Deployment.model_validate(given).core_policy()
     assert (policy.binder is not None, policy.planner is not None) == (moves, plans)
     assert policy.name == given.get("policy", "hyperflexis")
+
+
+@pytest.mark.parametrize("policy", ["hyperflexis", "tokenscale"])
+def test_bound_on_steps_holds_in_every_role(policy: str) -> None:
+    given = {"policy": policy, "prefill": 1, "decode": 1, "engine": {"step_ms_max": 25.0}}
+    made = Deployment.model_validate(given).core_policy()
+    assert [made.rules_of(role).step_s_max for role in Role] == [0.025] * 3
+    assert Deployment(policy=policy, prefill=1, decode=1).core_policy().rules.step_s_max == math.inf
 
 
 def test_gateway_limits_are_in_bytes() -> None:

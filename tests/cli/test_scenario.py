@@ -99,11 +99,17 @@ def test_kv_of_a_token_of_other_profiles_has_to_be_given(file: Path) -> None:
     (file.parent / "own.json").write_text(json.dumps(FIELDS), encoding="utf-8")
     loaded = scenario.load(file, ["profile=own.json"])
     assert loaded.kv_token_bytes(is_needed=False) == 0
-    with pytest.raises(OperatorError, match=r"'engine\.kv_token_bytes' is missing in .*'own\.json' is none") as caught:
+    with pytest.raises(OperatorError, match=r"'engine\.kv_token_bytes' is missing in .*'own\.json' does not") as caught:
         loaded.kv_token_bytes(is_needed=True)
     assert caught.value.hint
     given = scenario.load(file, ["profile=own.json", "engine.kv_token_bytes=7"])
     assert given.kv_token_bytes(is_needed=True) == 7
+
+
+def test_kv_of_a_token_is_taken_from_a_profile_that_says_it(file: Path) -> None:
+    (file.parent / "own.json").write_text(json.dumps(FIELDS | {"kv_token_bytes": 9}), encoding="utf-8")
+    assert scenario.load(file, ["profile=own.json"]).kv_token_bytes(is_needed=True) == 9
+    assert scenario.load(file, ["profile=own.json", "engine.kv_token_bytes=7"]).kv_token_bytes(is_needed=True) == 7
 
 
 def test_key_without_a_value_is_not_given(file: Path) -> None:

@@ -22,7 +22,7 @@ from hyperflexis.core.dispatch import Dispatcher, Placement, SloDispatcher
 from hyperflexis.core.events import Linked, LinkFailed, RequestCancelled, TransferFailed
 from hyperflexis.core.fleet import FleetBounds
 from hyperflexis.core.instance import Instance, InstanceState, Role
-from hyperflexis.core.links import RETRY_S
+from hyperflexis.core.links import PENDING_MAX_S, RETRY_S
 from hyperflexis.core.relief import Relief
 from hyperflexis.core.request import Request, RequestState
 from hyperflexis.core.roles import GrowthPlanner, PlannerRules, RoleChange, RolePlanner
@@ -274,6 +274,27 @@ def test_instance_takes_work_when_its_links_are_up_or_have_failed() -> None:
     made.finish()
 
 
+def test_instance_does_not_wait_for_links_with_one_that_never_answers() -> None:
+    """The first one hangs. The second one takes work without it, and is linked with it once it says something."""
+    made, _ = running(M, M, linked=False)
+    there, back = made.links
+    made.link_up(there)
+    made.wait(PENDING_MAX_S - 2.5)
+    assert [each.id for each in made.control.cluster.ready] == [0]
+    made.wait(0.8)
+    assert [each.id for each in made.control.cluster.ready] == [0, 1]
+    made.wait(RETRY_S)
+    again = made.links[-1]
+    assert (again.source_id, again.target_id) == (back.source_id, back.target_id)
+    first, second = made.control.cluster.ready
+    assert made.control.migrations.can(first, second)
+    assert not made.control.migrations.can(second, first)
+    made.link_up(again)
+    assert made.control.migrations.can(second, first)
+    made.arrive(20, 8, 8)
+    made.finish()
+
+
 def test_roles_are_told_to_instances_and_acknowledged() -> None:
     made, _ = running(P, M)
     (assigned,) = told(made, AssignRole)
@@ -421,21 +442,73 @@ def test_words_of_moves_that_are_over_change_nothing() -> None:
     assert made.feed(TransferFailed(55, 0)) == []
 
 
-def test_role_that_changes_lets_what_stands_still_go_on_there() -> None:
-    @dataclass
-    class Once:
-        def plan(self, cluster: Cluster, now: float) -> list[RoleChange]:
-            return [RoleChange(each, M, Reason(Why.BALANCES)) for each in cluster.ready if each.role is P]
+@dataclass
+class Wanted:
+    """Has one instance change its role."""
 
+    number: int
+    role: Role
+
+    def plan(self, cluster: Cluster, now: float) -> list[RoleChange]:
+        wanted = [each for each in cluster.ready if each.id == self.number and each.role is not self.role]
+        return [RoleChange(each, self.role, Reason(Why.BALANCES)) for each in wanted]
+
+
+def relabel(fleet: Fleet, number: int, role: Role) -> None:
+    fleet.control.policy = replace(fleet.control.policy, planner=Wanted(number, role))
+    fleet.wait(0.3)
+
+
+def test_role_that_changes_lets_what_stands_still_go_on_there() -> None:
     made, _ = running(P, M, target=None)
     number = prefilled(made)
-    made.control.policy = replace(made.control.policy, planner=Once())
-    made.wait(0.3)
+    relabel(made, 0, M)
     (stay,) = told(made, Stay)
     assert (stay.request_id, stay.reason.why) == (number, Why.BALANCES)
     assert told(made, AssignRole)[-1].rules.hands_off is False
     made.finish()
     assert told(made, Migrate) == []
+
+
+def test_what_only_waits_leaves_an_instance_that_prefills_no_more() -> None:
+    """What has begun ends there, with what decodes."""
+    made, _ = running(M, M, target=None)
+    numbers = [made.arrive(20, 8, 8) for _ in range(8)]
+    exchange(made)
+    instance = made.control.cluster.instances[0]
+    began = [each for each in numbers if each in instance.waiting]
+    assert len(began) == 4
+    made.step(0)
+    made.hear(0)
+    late = [made.arrive(20, 8, 8) for _ in range(6)]
+    waiting = [each for each in late if each in instance.waiting]
+    assert waiting
+    relabel(made, 0, D)
+    orders = told(made, Migrate)
+    assert [(each.request_id, each.source_id, each.target_id) for each in orders] == [(each, 0, 1) for each in waiting]
+    assert all(each.reason.why is Why.BALANCES and not each.at_first_token for each in orders)
+    exchange(made)
+    for number in (0, 1, 0):
+        made.step(number)
+        exchange(made)
+    assert not instance.waiting
+    made.finish()
+    homes = {
+        number: end.verdict.instance for number, end in made.ends.items() if isinstance(end, Conclude) and end.verdict
+    }
+    assert {homes[each] for each in waiting} == {"i1"}
+    assert {homes[each] for each in began} == {"i0"}
+
+
+def test_what_waits_stays_where_nobody_else_would_prefill_it() -> None:
+    made, _ = running(M, M, target=None)
+    lost = next(link for link in made.up if link[:2] == (0, 1))
+    made.link_down(*lost)
+    for _ in range(4):
+        made.arrive(20, 8, 8)
+    relabel(made, 0, D)
+    assert told(made, Migrate) == []
+    made.finish()
 
 
 def test_instance_that_does_not_take_its_new_role_has_the_old_one() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from hyperflexis.core.events import Arrival
 from hyperflexis.core.instance import InstanceStep
 from hyperflexis.core.links import Links
 from hyperflexis.core.migration import Migrations
+from hyperflexis.core.prefix import block_hashes
 from hyperflexis.core.request import Request, RequestState, RequestStep
 
 WHY = Reason(Why.PREFILLED)
@@ -22,14 +24,14 @@ def world(instances: int = 2) -> tuple[Cluster, Migrations]:
     """All linked with all."""
     made, links = cluster(instances), Links()
     for instance in made.ready:
-        for link in links.connect(instance, made.ready):
+        for link in links.connect(instance, made.ready, 0.0):
             links.up(link.source_id, link.target_id, link.version)
     return made, Migrations(made, links)
 
 
-def decoding(among: Cluster, number: int = 7, prompt_tokens: int = 10) -> Request:
+def decoding(among: Cluster, number: int = 7, prompt_tokens: int = 10, **fields: Any) -> Request:
     """It decodes on the first instance."""
-    one = request(number, prompt_tokens, slo=slo(tpot_s=0.1))
+    one = request(number, prompt_tokens, slo=slo(tpot_s=0.1), **fields)
     among.requests[number] = one
     one.step(RequestStep.DISPATCH)
     place(one, among.ready[0])
@@ -40,8 +42,8 @@ def decoding(among: Cluster, number: int = 7, prompt_tokens: int = 10) -> Reques
     return one
 
 
-def standing(among: Cluster) -> Request:
-    one = decoding(among)
+def standing(among: Cluster, **fields: Any) -> Request:
+    one = decoding(among, **fields)
     one.step(RequestStep.STAND)
     among.ready[0].stand(one)
     return one
@@ -194,6 +196,19 @@ def test_computing_anew_is_ordered_where_it_is_quicker_and_nothing_was_handed_of
     assert begun(made, moves, one).recomputes, "11 GB over 20 GB/s, or 11 ms"
     moves.failed(7, 1)
     assert not begun(made, moves, one, at_first_token=True).recomputes
+
+
+def test_what_the_target_is_believed_to_have_is_not_sent() -> None:
+    made, moves = world()
+    target = made.ready[1]
+    for instance in made.ready:
+        instance.capacity = replace(instance.capacity, kv_token_bytes=10**9)
+    one = standing(made, prompt_tokens=100, block_hashes=tuple(block_hashes(range(100), 16)))
+    target.resident.add(one.block_hashes)
+    begun(made, moves, one, at_first_token=True)
+    assert one.context_tokens - target.cached_tokens(one) == 5
+    network = made.network
+    assert network.backlog_s(target.id, 2.0) == pytest.approx(5e9 / network.bytes_s)
 
 
 def test_moves_that_cannot_be_are_our_own_bugs() -> None:

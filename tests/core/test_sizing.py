@@ -24,10 +24,10 @@ WHY = Reason(Why.DEMAND)
 class Fleet:
     """A cluster and its sizing."""
 
-    def __init__(self, least: int = 0, most: int = 8, *, planned: bool = False, **bounds: Any) -> None:
+    def __init__(self, least: int = 0, most: int = 8, **bounds: Any) -> None:
         ranges = bounds.pop("ranges", {M: Range(least, most)})
         self.cluster = Cluster()
-        self.sizing = Sizing(FleetBounds(ranges, **bounds), self.cluster, are_roles_planned=planned)
+        self.sizing = Sizing(FleetBounds(ranges, **bounds), self.cluster)
 
     def want(self, count: int, *, asleep: int = 0, now: float = 0.0) -> list[Command]:
         said = self.sizing.want(Wanted({M: count}, WHY, asleep))
@@ -279,13 +279,36 @@ def test_budget_takes_from_the_role_that_has_most_above_its_least() -> None:
     assert (roles.count(P), roles.count(D)) == (2, 4)
 
 
-def test_where_roles_are_planned_all_count_together() -> None:
-    fleet = Fleet(ranges={P: Range(1, 4), M: Range(1, 4)}, planned=True)
-    assert [each.role for each in fleet.grow() if isinstance(each, Launch)] == [P, M]
-    fleet.cluster.instances[0].role = M
-    fleet.sizing.want(Wanted(fleet.sizing.split(3), WHY))
-    fleet.note()
-    assert [each.role for each in fleet.grow() if isinstance(each, Launch)] == [P]
+def test_roles_that_change_change_nothing_of_how_many_there_should_be() -> None:
+    fleet = Fleet(2, 4)
+    fleet.grow()
+    for number in (0, 1):
+        fleet.ready(number)
+    fleet.cluster.instances[0].role = P
+    assert fleet.grow() == []
+    fleet.want(3)
+    assert [each.role for each in fleet.grow() if isinstance(each, Launch)] == [M]
+    fleet.want(2)
+    assert fleet.sizing.surplus(9.0) is fleet.cluster.instances[2]
+
+
+def test_what_is_launched_has_the_role_that_lacks() -> None:
+    fleet = Fleet(ranges={P: Range(1, 4), M: Range(2, 4)})
+    assert [each.role for each in fleet.grow() if isinstance(each, Launch)] == [P, M, M]
+    fleet.lose(0)
+    assert [each.role for each in fleet.grow(5.0) if isinstance(each, Launch)] == [P]
+
+
+def test_who_goes_has_a_role_of_which_there_are_too_many() -> None:
+    fleet = Fleet(ranges={P: Range(1, 4), D: Range(1, 4)})
+    fleet.sizing.want(Wanted({P: 2, D: 2}, WHY))
+    for each in fleet.grow():
+        assert isinstance(each, Launch)
+        fleet.ready(each.instance_id)
+    fleet.sizing.want(Wanted({P: 2, D: 1}, WHY))
+    gone = fleet.sizing.surplus(1.0)
+    assert gone is not None
+    assert gone.role is D
 
 
 def test_a_dry_run_proposes_once_and_changes_nothing() -> None:
@@ -326,5 +349,5 @@ def test_never_beyond_bounds_and_budget(wanted: list[tuple[int, int, bool]], lea
 @pytest.mark.parametrize("count", [1, 5])
 def test_split_needs_one_pool(count: int) -> None:
     assert Fleet().sizing.split(count) == {M: count}
-    with pytest.raises(AssertionError, match="several roles"):
+    with pytest.raises(ValueError, match="too many values"):
         Fleet(ranges={P: Range(0, 1), D: Range(0, 1)}).sizing.split(count)

@@ -247,6 +247,32 @@ def test_fixed_sizing_looks_at_no_decode() -> None:
     assert engine.step().shape.prefill_tokens == 200
 
 
+@pytest.mark.parametrize("sizing", ["slack", "fixed"])
+@pytest.mark.parametrize(("decodes", "tokens"), [(0, [40]), (3, [37]), (0, [25, 15]), (3, [25, 12])])
+def test_step_is_not_longer_than_it_may_be(sizing: str, decodes: int, tokens: list[int]) -> None:
+    """50 ms, of which 10 are fixed and 1 goes to each decode, are so many tokens of prefill."""
+    engine = Honest(scheduler(prefill_tokens_floor=1, step_s_max=0.05 + 1e-9, sizing=sizing))
+    for number in range(decodes):
+        engine.add(sequence(10 + number, prompt=2, max_tokens=90))
+    if decodes:
+        engine.step()
+    prompts = [100] if len(tokens) == 1 else [25, 100]
+    for number, prompt in enumerate(prompts):
+        engine.add(sequence(number, prompt=prompt, slo=slo(ttft_s=1.0 + number)))
+    plan = engine.step()
+    assert [chunk.tokens for chunk in plan.prefills] == tokens
+    assert len(plan.decodes) == decodes
+
+
+def test_bound_on_steps_leaves_the_first_prefill_its_floor() -> None:
+    engine = Honest(scheduler(prefill_tokens_floor=5, step_s_max=0.001))
+    for number in range(2):
+        engine.add(sequence(number, prompt=30))
+    assert [chunk.tokens for chunk in engine.step().prefills] == [5]
+    with pytest.raises(ValueError, match="step_s_max must be above 0"):
+        StepRules(step_s_max=0.0)
+
+
 def test_floor_is_given_to_the_first_only_however_tight_decodes_are() -> None:
     engine = Honest(scheduler(prefill_tokens_floor=5))
     engine.add(sequence(0, max_tokens=9, slo=slo(tpot_s=0.012)))

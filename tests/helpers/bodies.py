@@ -112,6 +112,7 @@ class Order(NamedTuple):
     offer: Answered | None = None
     block_s: float = 0.0
     recomputes: bool = False
+    hashes: tuple[bytes, ...] = ()
 
 
 class Arrived(NamedTuple):
@@ -180,6 +181,7 @@ class Ends:
             block_s=order.block_s,
             at_first_token=order.at_first_token,
             recomputes=order.recomputes,
+            hashes=order.hashes,
         )
         if isinstance(step, Call) and order.offer is not None:
             self._hear(order.offer._replace(answer=order.offer.answer._replace(move=order.move)))

@@ -20,13 +20,14 @@ from helpers.virtual_loop import run, virtual
 from hyperflexis.adapters.modelled import Ways
 from hyperflexis.core.binding import LeastPace
 from hyperflexis.core.commands import Reason, Why
-from hyperflexis.core.control import Policy
+from hyperflexis.core.control import SWITCH_MAX_S, Policy
 from hyperflexis.core.dispatch import SloDispatcher
 from hyperflexis.core.fleet import FleetBounds
 from hyperflexis.core.instance import Role
 from hyperflexis.core.request import RequestState
 from hyperflexis.core.roles import RoleChange
 from hyperflexis.core.step import StepRules
+from hyperflexis.wire.messages import Order, Reclaim, Unlink
 from runtime.live_world import Client, ModelledLauncher, World
 
 PREFILL, DECODE, MIXED = Role.PREFILL, Role.DECODE, Role.MIXED
@@ -292,6 +293,47 @@ async def test_target_dies_before_it_has_said_that_it_has_it() -> None:
         world.launcher.lose(target)
         await world.settle()
         assert client.end.reason == "length"
+
+
+@virtual
+async def test_switch_that_fails_leaves_the_old_role_working_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    """The instance does not hear of its new rules, or refuses them: it goes on as it was, and is known to."""
+    with world_of(MIXED, MIXED) as world, caplog.at_level("INFO"):
+        await world.ready()
+        adapter, instance = world.launcher.adapters[1], world.control.cluster.instances[1]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(adapter, "configure", lambda rules, version=0: None)
+            change = RoleChange(instance, PREFILL, Reason(Why.BALANCES))
+            world.driver._commands.extend(world.control._change_role(change, world.loop.time()))
+            world.driver._perform()
+            clients = [world.submit(100, max_tokens=100) for _ in range(4)]
+            await asyncio.sleep(SWITCH_MAX_S - 1.0)
+            assert instance.role is PREFILL
+            clients += [world.submit(100, max_tokens=100) for _ in range(4)]
+            await asyncio.sleep(1.5)
+        assert instance.role is MIXED
+        assert "i1 is to be mixed: it has not taken its new role" in caplog.text
+        for client in clients:
+            await client.ended()
+            assert client.end.reason == "length"
+        await world.settle()
+
+
+@virtual
+async def test_who_lent_to_an_instance_that_died_takes_its_kv_back() -> None:
+    with world_of(MIXED, MIXED) as world:
+        await world.ready()
+        told: list[Order] = []
+        order = world.launcher.adapters[0].order
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(world.launcher.adapters[0], "order", lambda each: (told.append(each), order(each)))
+            world.launcher.lose(1)
+            await asyncio.sleep(0)
+        assert [(type(each), each.peer) for each in told[:2]] in (
+            [(Reclaim, 1), (Unlink, 1)],
+            [(Unlink, 1), (Reclaim, 1)],
+        )
+        await world.settle()
 
 
 # -- everything at once

@@ -79,7 +79,7 @@ def test_stream_has_failed_until_somebody_says_otherwise() -> None:
 def test_status_before_ready_after_it_and_after_a_report() -> None:
     member = Member(cast("Adapter", None), Role.MIXED)
     assert status_of("i3", member) == InstanceStatus("i3", "starting", "mixed", 0, 0, 0, 0)
-    member.ready = Ready(50, 16, 8, {}, [], "cpu")
+    member.state, member.ready = "ready", Ready(50, 16, 8, {}, [], "cpu")
     assert status_of("i3", member) == InstanceStatus("i3", "ready", "mixed", 0, 0, 50, 50)
     lists: list[list[int]] = [[] for _ in range(8)]
     member.report = StepReport(0.1, 0, 0, 2, 40, *lists, 1, 3, 90, 2, 41)

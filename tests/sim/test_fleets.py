@@ -170,6 +170,21 @@ def test_load_that_fills_all_instances_ends(bytes_s: float) -> None:
     assert len(commands(lines, Migrate)) > 10
 
 
+def test_instance_behind_a_slow_way_is_chosen_less_and_everyone_ends() -> None:
+    """Copies to one of two that decode take ten times as long, a second and a half, which nobody says beforehand."""
+    spec = fleet(P, D, D, blocks=2000, seqs_max=32, fabric=FabricSpec(bytes_s=2e8))
+    jobs = traffic(4, 150, 4.0, (150, 300), (10, 40))
+
+    def taken(slow: tuple[int, ...]) -> list[int]:
+        outcome, lines = run(jobs, replace(spec, fabric=replace(spec.fabric, slow=slow)))
+        assert complete(outcome, jobs)
+        targets = [each.target_id for each in commands(lines, Migrate)]
+        return [targets.count(number) for number in (1, 2)]
+
+    alike, slowed = taken(()), taken((1,))
+    assert slowed[0] < 0.6 * alike[0]
+
+
 def test_what_no_instance_takes_goes_on_where_it_stands() -> None:
     """The other instance is full for longer than anyone stands still, and prefills wait."""
 

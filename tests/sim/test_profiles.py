@@ -149,7 +149,7 @@ def latency(**changed: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ([], "f: a profile should be a mapping of latency, kv_tokens, name, source, mape, samples"),
+        ([], "f: a profile should be a mapping of latency, kv_tokens, kv_token_bytes, .*"),
         ({}, "f: the profile lacks latency and kv_tokens"),
         (fields(latency=3), "f: latency should be a mapping of prefill_base_s, decode_base_s, .*"),
         (fields(latency={}), "f: latency lacks prefill_base_s, .*context_token_s"),
@@ -161,6 +161,7 @@ def latency(**changed: Any) -> dict[str, Any]:
         (fields(**latency(decode_seq_s="1")), "f: decode_seq_s must be a non-negative .* not '1'"),
         (fields(**latency(decode_seq_s=True)), "f: decode_seq_s must be a non-negative .* not True"),
         (fields(latency=dict.fromkeys(COEFFICIENTS, 0)), "f: all coefficients are 0, so that steps would take no time"),
+        (fields(kv_token_bytes=0), "f: kv_token_bytes must be a positive whole number of bytes, not 0"),
         (fields(kv_tokens=0), "f: kv_tokens must be a positive whole number of tokens, not 0"),
         (fields(kv_tokens=1.5), "f: kv_tokens must be a positive whole number of tokens, not 1.5"),
         (fields(kv_tokens=True), "f: kv_tokens must be a positive whole number of tokens, not True"),

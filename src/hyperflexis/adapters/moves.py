@@ -107,8 +107,8 @@ class _Taking:
     """A sequence on its way here."""
 
     order: TakeIn
-    heard_s: float
-    """When it was ordered, which is what the order's durations refer to."""
+    sequence: Sequence
+    """As far as the order knows it. All that takes longer the longer it is, is done before it stands still."""
     parting: Parting | None = None
     parted_s: float = 0.0
     """When that was heard, which is what its duration refers to."""
@@ -150,7 +150,9 @@ class Moves:
         if why:
             self._body.say(MoveFailed(request_id, why))
             return
-        taking = self._takings[request_id] = _Taking(order, now)
+        sequence = sequence_of(submit, now)
+        self._scheduler.name_content(sequence)
+        taking = self._takings[request_id] = _Taking(order, sequence)
         step = self._taker.begin(
             request_id,
             order.move,
@@ -159,6 +161,7 @@ class Moves:
             block_s=self._body.block_s(order.source),
             at_first_token=order.at_first_token,
             recomputes=order.recomputes,
+            hashes=sequence.hashes,
         )
         offered = _decoder.decode(order.offer) if order.offer else None
         if isinstance(step, Call) and isinstance(offered, Answered):
@@ -256,10 +259,9 @@ class Moves:
         del self._takings[step.request_id]
         order, submit, parting = taking.order, taking.order.submit, taking.parting
         assert parting is not None, f"request {step.request_id} came without a word"
-        sequence = sequence_of(msgspec.structs.replace(submit, emitted=parting.emitted), taking.heard_s)
-        if sequence.first_token_s is None and parting.first_token_age_s is not None:
-            sequence.first_token_s = taking.parted_s - parting.first_token_age_s
-        self._scheduler.adopt(sequence, step.computed, now)
+        age_s = parting.first_token_age_s
+        taking.sequence.catch_up(parting.emitted, None if age_s is None else taking.parted_s - age_s)
+        self._scheduler.adopt(taking.sequence, step.computed, now)
         state = SequenceState(submit.prompt, parting.emitted, submit.sampling, parting.prompt_logprobs)
         self._body.adopt(step.request_id, state)
         emitted = len(parting.emitted)

@@ -11,6 +11,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -54,6 +55,8 @@ class EngineSection(Section):
     """Requests that one instance computes at a time."""
     prefill_tokens_max: int = Field(default=2048, ge=1)
     """Prompt tokens that may enter one step."""
+    step_ms_max: float | None = Field(default=None, ge=1, le=MS_MAX)
+    """Longest that a step should take that holds prompt tokens, as predicted; null: as long as promises allow."""
     profile: Line | None = None
     """File that `hyperflexis profile` wrote, to start instances from; null lets the first one measure itself."""
 
@@ -292,7 +295,12 @@ class Deployment(Section):
 
     def core_policy(self) -> CorePolicy:
         """A fresh policy, able to serve this fleet."""
-        return fleets.create(self.policy, self.engine.prefill_tokens_max, self.moving, is_elastic=self.is_elastic)
+        made = fleets.create(self.policy, self.engine.prefill_tokens_max, self.moving, is_elastic=self.is_elastic)
+        step_s_max = _seconds(self.engine.step_ms_max)
+        if step_s_max is None:
+            return made
+        role_rules = {role: replace(rules, step_s_max=step_s_max) for role, rules in made.role_rules.items()}
+        return replace(made, rules=replace(made.rules, step_s_max=step_s_max), role_rules=role_rules)
 
     @property
     def kv_cache_bytes(self) -> int | None:

@@ -157,6 +157,7 @@ def _profile(deployment: Deployment, engine: Engine, fitted: Fitted, source: str
         name=f"{deployment.public_name}/{engine.loaded.device}/{engine.loaded.dtype}",
         latency=latency_fields(fitted.model),
         kv_tokens=engine.loaded.blocks * deployment.engine.block_tokens,
+        kv_token_bytes=engine.runner.pool.bytes_per_block // deployment.engine.block_tokens,
         source=source,
         mape={name: round(error.mape, 6) for name, error in errors.items() if error is not None},
         samples=[(shape, float(f"{actual_s:.7g}")) for shape, actual_s in fitted.samples],

@@ -262,7 +262,7 @@ class SimulatedEngineSection(Section):
     prefill_tokens_max: int = Field(default=2048, ge=1)
     """Prompt tokens that may enter one step."""
     kv_token_bytes: int | None = Field(default=None, ge=1, le=2**40)
-    """KV of one token, which moves with a request; known of shipped profiles, and needed with any other."""
+    """KV of one token, which moves with a request; null takes what is known of the profile, which may say it."""
     max_tokens: int = Field(default=2048, ge=1)
     """Longest answer that requests ask for; what the policy knows of a length before the answer ends."""
 
@@ -439,11 +439,11 @@ class ScenarioFile:
             OperatorError: it is needed and not known.
         """
         given, name = self.scenario.engine.kv_token_bytes, self.scenario.profile
-        known = given if given is not None else kv_sizes.token_bytes(name)
+        known = given if given is not None else kv_sizes.token_bytes(name) or self.profile().kv_token_bytes
         if known is None and is_needed:
             raise OperatorError(
                 f"'engine.kv_token_bytes' is missing in {self.place('engine')}: requests move with their KV, whose "
-                f"size is known of shipped profiles only, and {name!r} is none",
+                f"size {name!r} does not say",
                 "2 x layers x KV heads x head size x bytes of a number; 327680 for Llama 3 70B in bfloat16",
             )
         return known or 0

@@ -54,6 +54,10 @@ class BlockPool:
             found.append(block)
         return found
 
+    def free_beside(self, blocks: Iterable[int]) -> int:
+        """Blocks that `take` could give once these, which `find` gave, are held."""
+        return self.blocks_free - sum([1 for block in blocks if block in self._cached])
+
     def hold(self, blocks: Iterable[int]) -> None:
         """Share blocks that `find` gave."""
         for block in blocks:
@@ -132,6 +136,10 @@ class BlockPool:
             self._by_hash[content] = block
             self._content[block] = content
             self._holders[block] = 1
+
+    def has_content(self, block: int) -> bool:
+        """Whether it was published, so that others may share it."""
+        return block in self._content
 
     def disown(self, blocks: Sequence[int]) -> None:
         """Their content is not what it was published as: nobody may find it any more."""

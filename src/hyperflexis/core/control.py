@@ -8,7 +8,7 @@ same class, so what wins in one is what runs in the other.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from hyperflexis.core.binding import Binder
@@ -105,7 +105,7 @@ class ControlPlane:
         self.migrations = Migrations(self.cluster, self.links)
         self._handed_off: dict[int, Request] = {}
         """Those that stand still where they were prefilled, and are bound to no other instance yet."""
-        self.sizing = Sizing(fleet, self.cluster, are_roles_planned=policy.planner is not None)
+        self.sizing = Sizing(fleet, self.cluster)
         self._is_elastic = policy.scaler is not None and fleet.is_elastic
         self._tick_s = -math.inf
         self._handlers: dict[type, Callable[..., list[Command]]] = {
@@ -128,8 +128,8 @@ class ControlPlane:
 
     def next_wakeup(self) -> float | None:
         """The instant at which something should be decided even if nothing happens until then."""
-        retry_s = self.links.next_retry_s() if self._moves else None
-        instants = [] if retry_s is None else [max(retry_s, self._tick_s + TICK_S)]
+        link_s = self.links.next_due_s() if self._moves else None
+        instants = [] if link_s is None else [max(link_s, self._tick_s + TICK_S)]
         if (start_s := self.sizing.next_wakeup()) is not None:
             instants.append(start_s)
         if (self._moves and self.cluster.requests) or self._drains or self._is_sized:
@@ -252,12 +252,12 @@ class ControlPlane:
             commands.append(self._assign(instance, instance.role, Reason(Why.MEMBERSHIP), now))
         if self._moves:
             others = [i for i in self.cluster.instances.values() if i.state in _LINKED_STATES]
-            commands += self.links.connect(instance, others)
+            commands += self.links.connect(instance, others, now)
             instance.step(InstanceStep.LINK)
         return [*commands, *self._open(instance, now)]
 
     def _open(self, instance: Instance, now: float) -> list[Command]:
-        """Let an instance take work, once all its links are up or have failed."""
+        """Let an instance take work, once all its links are up or have failed, which they do if nobody answers."""
         if self.links.is_pending(instance.id):
             return []
         instance.take_work(now)
@@ -279,7 +279,10 @@ class ControlPlane:
         return self._open_linked(event, now)
 
     def _open_linked(self, event: Linked | LinkFailed, now: float) -> list[Command]:
-        ends = [self.cluster.instances.get(end) for end in (event.source_id, event.target_id)]
+        return self._open_all((event.source_id, event.target_id), now)
+
+    def _open_all(self, instance_ids: Iterable[int], now: float) -> list[Command]:
+        ends = [self.cluster.instances.get(end) for end in instance_ids]
         waiting = [end for end in ends if end is not None and end.state is InstanceState.LINKING]
         return [command for end in waiting for command in self._open(end, now)]
 
@@ -490,6 +493,7 @@ class ControlPlane:
         commands += self._resize(now)
         if not self._moves and not self._drains:
             return commands
+        commands += self._open_all(sorted(self.links.expire(now)), now)
         commands += self.links.retry(now)
         commands += self._relieve(now)
         commands += self._revert(now)
@@ -617,14 +621,30 @@ class ControlPlane:
         return commands
 
     def _change_role(self, change: RoleChange, now: float) -> list[Command]:
-        """Relabel an instance. What it has stays and ends there, but for what only waits to decode elsewhere."""
+        """Relabel an instance. What has begun ends there; what only waits for what it does no more goes elsewhere."""
         instance = change.instance
         commands: list[Command] = [self._assign(instance, change.role, change.reason, now)]
+        if change.role is Role.DECODE:
+            commands += self._send_on(instance, now)
         if change.role is not Role.PREFILL:
             stay = [request for request in instance.standing.values() if request.id in self._handed_off]
             for request in stay:
                 del self._handed_off[request.id]
             commands += [self.migrations.stay(request, Why.BALANCES) for request in stay]
+        return commands
+
+    def _send_on(self, instance: Instance, now: float) -> list[Command]:
+        """Let what waits at an instance that prefills no more, and has not begun, be prefilled elsewhere."""
+        commands: list[Command] = []
+        for request in list(instance.waiting.values()):
+            if request.state is not RequestState.WAITING or request.emitted_tokens or request.id in self.migrations:
+                continue
+            fronts = self._large_enough(request)
+            others = [each for each in fronts if each is not instance and self.migrations.can(instance, each)]
+            if others:
+                placement = self.policy.dispatcher.choose(request, others, self.cluster, now)
+                reason = placement.reason._replace(why=Why.BALANCES)
+                commands.append(self.migrations.begin(request, placement.instance, reason, now))
         return commands
 
     # -- dispatch

@@ -1,9 +1,9 @@
 """The two ends of a migration, by turns: who has the sequence gives, who will have it takes. Both are pure.
 
 The taker drives. It sets blocks aside and calls; the giver answers with what is settled and goes on computing; the
-taker copies and calls again for what was added. When little enough is left, the giver lets the sequence stand still and
-answers for the last time; the taker copies the rest and adopts it. So the pause is the last blocks' copy, whatever the
-context (Llumnix, a published system, migrates in such rounds).
+taker copies and calls again for what was added. When next to nothing is left, the giver lets the sequence stand still
+and answers for the last time; the taker copies the rest and adopts it. So the pause is the last blocks' copy, whatever
+the context (Llumnix, a published system, migrates in such rounds).
 
     taker   Call ─▶            ─▶ Call                ─▶ (adopted) taken
     giver         Answer ─▶            Answer(is_last) ─▶
@@ -11,6 +11,8 @@ context (Llumnix, a published system, migrates in such rounds).
 
 A hand-off is the same, but for the instant at which the sequence stands still, which is its first token: as the taker
 asked for it, the giver tells each of its prefill steps' blocks as they settle, without being called again.
+
+What the taker's prefix cache has of the sequence it neither asks for nor copies.
 
 Knows neither messages nor bytes, nor how long anything takes, but for what it is told.
 """
@@ -25,6 +27,9 @@ from typing import NamedTuple
 from hyperflexis.core.moving import Held
 from hyperflexis.core.step import StepScheduler
 
+REST_SHARE = 0.1
+"""Of a step: the most that the copy of what is left may take when the sequence stands still for it. A whole step would
+make the pause grow with the context wherever all of that is copied within one, as it is in shared memory."""
 ROUNDS_MAX = 8
 """Copies made while the sequence goes on. A link slower than the decode would need them without an end."""
 NOWHERE = -1
@@ -185,14 +190,14 @@ class Giver:
         return Answer(call.request_id, call.move, 0, 0, (), 0, held.tenure, is_last=True)
 
     def _is_near(self, call: Call, held: Held) -> bool:
-        """Whether what is left to copy takes no longer than a step, or does not become less."""
+        """Whether the copy of what is left is next to nothing beside a step, or does not become less."""
         left = self._scheduler.pool.blocks_for(held.computed) - call.since
         decodes = self._scheduler.decodes
         step_s = self._scheduler.latency.decode_step_s(len(decodes), decodes.context_tokens)
-        return left <= 1 or left * call.block_s <= step_s or call.round >= ROUNDS_MAX
+        return left <= 1 or left * call.block_s <= REST_SHARE * step_s or call.round >= ROUNDS_MAX
 
     def _last(self, sequence_id: int, move: int, held: Held) -> Answer:
-        until = self._scheduler.pool.blocks_for(held.computed)
+        until = max(held.since, self._scheduler.pool.blocks_for(held.computed))  # The taker may have more of it.
         return Answer(sequence_id, move, held.since, until, held.blocks, held.computed, held.tenure, is_last=True)
 
 
@@ -233,7 +238,9 @@ class _Taking:
     call: Call
     tokens_max: int
     blocks: list[int]
-    copied: int = 0
+    found: int
+    """Blocks that were here before, and are others' too."""
+    copied: int
     """Blocks that are here."""
     pulling: Answer | None = None
     told: deque[Answer] = field(default_factory=deque)
@@ -263,13 +270,18 @@ class Taker:
         block_s: float = 0.0,
         at_first_token: bool = False,
         recomputes: bool = False,
+        hashes: Series[bytes] = (),
     ) -> Call | Failure:
-        """Set blocks for `tokens` aside for a sequence that may grow to `tokens_max`; returns what to ask for."""
-        blocks = self._scheduler.expect(request_id, tokens, tokens_max)
+        """Set blocks for `tokens` aside for a sequence that may grow to `tokens_max`; returns what to ask for.
+
+        `hashes` name its content, as far as that may be shared.
+        """
+        blocks = self._scheduler.expect(request_id, tokens, tokens_max, () if recomputes else hashes)
         if blocks is None:
             return Failure(request_id, move, "there is no room for it", ())
-        call = Call(request_id, move, block_s=block_s, at_first_token=at_first_token, recomputes=recomputes)
-        self._taking[request_id] = _Taking(call, tokens_max, blocks)
+        found = self._scheduler.moves.found.get(request_id, 0)
+        call = Call(request_id, move, found, block_s=block_s, at_first_token=at_first_token, recomputes=recomputes)
+        self._taking[request_id] = _Taking(call, tokens_max, blocks, found, found)
         return call
 
     def take(self, answer: Answer) -> TakerStep | None:
@@ -295,11 +307,13 @@ class Taker:
             return None
         answer, taking.pulling = taking.pulling, None
         assert answer is not None, f"nothing of request {request_id} was being copied"
-        taking.copied = answer.until
+        taking.copied = max(taking.copied, answer.until)
         taking.call = taking.call._replace(block_s=block_s)
         if answer.is_last:
             del self._taking[request_id]
-            return Complete(request_id, move, answer.computed)
+            # What has not begun begins here as what is sent here does: with what the prefix cache has by then.
+            found_tokens = taking.found * self._scheduler.pool.block_tokens if answer.computed else 0
+            return Complete(request_id, move, max(answer.computed, found_tokens))
         if taking.told:
             return self._next(taking)
         if taking.call.at_first_token:
@@ -313,9 +327,9 @@ class Taker:
         if taking is None:
             return None
         self._scheduler.release(request_id)
-        return Failure(
-            request_id, taking.call.move, why, tuple(taking.blocks) if taking.copied or taking.pulling else ()
-        )
+        has_copied = taking.copied > taking.found or taking.pulling
+        soiled = taking.blocks[taking.found :] if has_copied else ()
+        return Failure(request_id, taking.call.move, why, tuple(soiled))
 
     def _next(self, taking: _Taking) -> TakerStep | None:
         answer = taking.told.popleft()
@@ -323,7 +337,9 @@ class Taker:
         if blocks is None:
             return self.fail(answer.request_id, "there is no room for what it has become")
         taking.blocks, taking.pulling = blocks, answer
-        if answer.until == answer.since:  # Nothing of it has been computed, or all is here.
+        since = max(answer.since, taking.copied)
+        if since >= answer.until:  # Nothing of it has been computed, or all is here.
             return self.copied(answer.request_id, answer.move, taking.call.block_s)
-        tokens = answer.computed - answer.since * self._scheduler.pool.block_tokens
-        return Pull(answer.request_id, answer.move, answer.blocks, blocks[answer.since : answer.until], tokens)
+        tokens = answer.computed - since * self._scheduler.pool.block_tokens
+        source_blocks = answer.blocks[since - answer.since :]
+        return Pull(answer.request_id, answer.move, source_blocks, blocks[since : answer.until], tokens)

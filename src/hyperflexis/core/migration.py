@@ -154,5 +154,5 @@ class Migrations:
 
 
 def _kv_bytes(request: Request, target: Instance) -> int:
-    """What copying it there copies."""
-    return request.context_tokens * target.capacity.kv_token_bytes
+    """What copying it there copies: all but what the target is believed to have of it."""
+    return (request.context_tokens - target.cached_tokens(request)) * target.capacity.kv_token_bytes

@@ -2,7 +2,7 @@
 
 A move is a few calls of `StepScheduler`, each between two steps of its own side:
 
-    expect   target   blocks and a seat for it, all or nothing
+    expect   target   blocks and a seat for it, all or nothing; what the prefix cache has of it is among them
     held     source   its blocks, and which of them nobody writes any more; again and again, for what was added since
     suspend  source   it takes part in no step while the rest is copied
     adopt    target   it goes on there, as far as it had been computed
@@ -53,6 +53,8 @@ class Moves:
     def __init__(self) -> None:
         self.expected: dict[int, list[int]] = {}
         """Blocks of sequences that will arrive."""
+        self.found: dict[int, int] = {}
+        """How many of these, from the first on, the prefix cache had. They are shared, and so written no more."""
         self.suspended: dict[int, Suspended] = {}
 
     @property

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from hyperflexis.core.cluster import Cluster
 from hyperflexis.core.commands import Command, Launch, Reason, Resize, Retain, Wake, Why
-from hyperflexis.core.fleet import Bill, FleetBounds, Range, StartupTimes
+from hyperflexis.core.fleet import Bill, FleetBounds, StartupTimes
 from hyperflexis.core.instance import Instance, InstanceState, InstanceStep, Role, StartSource, Tenure
 
 SHRINK_S = 0.5
@@ -39,7 +39,7 @@ class Wanted(NamedTuple):
     """How many instances there should be."""
 
     counts: Mapping[Role, int]
-    """By the role with which they are launched; of all instances together where roles are planned."""
+    """By the role with which they are launched. Roles that change afterwards change nothing of their sum."""
     reason: Reason
     asleep: int = 0
 
@@ -47,14 +47,12 @@ class Wanted(NamedTuple):
 class Sizing:
     """Counts, starts and picks. Makes the commands that need nothing else; the control plane makes the others."""
 
-    def __init__(self, fleet: FleetBounds, cluster: Cluster, *, are_roles_planned: bool = False) -> None:
-        """Where roles are planned, instances of all roles count together."""
+    def __init__(self, fleet: FleetBounds, cluster: Cluster) -> None:
         self.fleet = fleet
         self.startup = StartupTimes(fleet.startup_s)
         self.bill = Bill(fleet.prices)
         self._cluster = cluster
-        self._are_roles_planned = are_roles_planned
-        self._wanted: dict[Role, int] = {role: each.min for role, each in self._ranges()}
+        self._wanted: dict[Role, int] = {role: each.min for role, each in fleet.ranges.items()}
         self._reason = Reason(Why.FLEET_SHORT)
         self._asleep_wanted = 0
         self._proposed: dict[Role, int] = {}
@@ -84,20 +82,16 @@ class Sizing:
         )
 
     def have(self, role: Role) -> int:
-        """Those that serve in a role, or will; all of them where roles are planned."""
-        return self.count(SERVING, None if self._are_roles_planned else role)
+        """Those that serve in a role, or will; all of them in a fleet that is launched in one role."""
+        return self.count(SERVING, role if len(self._wanted) > 1 else None)
 
     @property
     def wanted(self) -> int:
         return sum(self._wanted.values())
 
     def missing(self) -> int:
-        return sum(max(0, self._short(role)) for role in self._wanted)
-
-    def _short(self, role: Role) -> int:
-        """How many may be started of a role: what still drains takes up room."""
-        awake = self.count(AWAKE, None if self._are_roles_planned else role)
-        return min(self._wanted[role] - self.have(role), dict(self._ranges())[role].max - awake)
+        """How many may be started: what still drains takes up room."""
+        return min(self.wanted - self.count(SERVING), self.fleet.instances_max - self.count(AWAKE))
 
     def startup_s(self) -> float:
         """Believed time to ready of the next start."""
@@ -121,7 +115,9 @@ class Sizing:
 
     def want(self, wanted: Wanted) -> list[Command]:
         """Take a decision over, within bounds and budget; says so if it changes anything."""
-        counts = self._affordable({role: each.clamp(wanted.counts.get(role, 0)) for role, each in self._ranges()})
+        counts = self._affordable(
+            {role: each.clamp(wanted.counts.get(role, 0)) for role, each in self.fleet.ranges.items()}
+        )
         commands: list[Command] = []
         known = self._proposed if self.fleet.is_dry else self._wanted
         for role, count in counts.items():
@@ -134,23 +130,17 @@ class Sizing:
             self._asleep_wanted = min(wanted.asleep, self.fleet.affordable_asleep(self.wanted))
         return commands
 
-    def _ranges(self) -> list[tuple[Role, Range]]:
-        if not self._are_roles_planned:
-            return list(self.fleet.ranges.items())
-        return [(next(iter(self.fleet.ranges)), Range(self.fleet.instances_min, self.fleet.instances_max))]
-
     def _affordable(self, counts: dict[Role, int]) -> dict[Role, int]:
         """No more than the budget pays for; what is too much goes from the role that has most above its minimum."""
-        ranges = dict(self._ranges())
+        ranges = self.fleet.ranges
         while sum(counts.values()) > self.fleet.affordable:
             most = max(counts, key=lambda role: counts[role] - ranges[role].min)
             counts[most] -= 1
         return counts
 
     def split(self, count: int) -> dict[Role, int]:
-        """So many instances of a fleet whose roles are planned, or that has one role."""
-        (role, _), *others = self._ranges()
-        assert not others, f"{count} instances of several roles cannot be told apart"
+        """So many instances of a fleet that is launched in one role."""
+        (role,) = self._wanted
         return {role: count}
 
     # -- more
@@ -158,29 +148,26 @@ class Sizing:
     def grow(self, now: float) -> list[Command]:
         """Start what is missing, unless the last starts have failed and it is too early to try again."""
         commands: list[Command] = []
-        for role, wanted in self._wanted.items():
-            while wanted > self.have(role) and (drained := self._draining(role)) is not None:
-                drained.step(InstanceStep.RETAIN)
-                commands.append(Retain(drained.id, self._reason))
-            while self._short(role) > 0 and now >= self._launch_at_s and self.is_startable():
-                commands.append(self._start(role, now))
+        while self.wanted > self.count(SERVING) and (drained := self._draining()) is not None:
+            drained.step(InstanceStep.RETAIN)
+            commands.append(Retain(drained.id, self._reason))
+        while self.missing() > 0 and now >= self._launch_at_s and self.is_startable():
+            commands.append(self._start(now))
         return commands
 
-    def _draining(self, role: Role) -> Instance | None:
+    def _draining(self) -> Instance | None:
         """The instance that could be taken back with most to do."""
         draining = [
             each
             for each in self._cluster.instances.values()
-            if each.state is InstanceState.DRAINING
-            and each.tenure.is_retainable
-            and (self._are_roles_planned or each.role is role)
+            if each.state is InstanceState.DRAINING and each.tenure.is_retainable
         ]
         return max(draining, key=lambda each: (each.planned_tokens, each.id), default=None)
 
-    def _start(self, pool: Role, now: float) -> Command:
-        numbers = (("have", float(self.have(pool))), ("want", float(self._wanted[pool])))
+    def _start(self, now: float) -> Command:
+        numbers = (("have", float(self.count(SERVING))), ("want", float(self.wanted)))
         reason = Reason(self._reason.why, (*numbers, *self._reason.numbers))
-        role = self._lacking_role() if self._are_roles_planned else pool
+        role = self._lacking_role()
         asleep = [each for each in self._cluster.instances.values() if each.state is InstanceState.ASLEEP]
         if asleep:
             woken = min(asleep, key=lambda each: (each.role is not role, each.id))
@@ -194,9 +181,8 @@ class Sizing:
         return Launch(instance.id, role, reason, source, None if donor is None else donor.id)
 
     def _lacking_role(self) -> Role:
-        """The first role of which there are fewer than there have to be."""
-        ranges = self.fleet.ranges.items()
-        return next((role for role, each in ranges if self.count(SERVING, role) < each.min), Role.MIXED)
+        """The first role of which there are fewer than there should be."""
+        return next((role for role, count in self._wanted.items() if self.count(SERVING, role) < count), Role.MIXED)
 
     def _source(self, now: float) -> tuple[StartSource, Instance | None]:
         """The best that has not failed lately; the last one if all have."""
@@ -213,19 +199,19 @@ class Sizing:
         """The one that should go now, if any: it has not started yet, or else is emptied soonest."""
         if now < self._shrink_at_s:
             return None
-        for role, wanted in self._wanted.items():
-            counted = [
-                each
-                for each in self._cluster.instances.values()
-                if each.state in SERVING and (self._are_roles_planned or each.role is role)
-            ]
-            chosen = None
-            if len(counted) > wanted:
-                chosen = _last_to_be_ready(counted) or min(counted, key=_effort_to_empty)
-            if chosen is not None:
-                self._shrink_at_s = now + SHRINK_S
-                return chosen
-        return None
+        serving = [each for each in self._cluster.instances.values() if each.state in SERVING]
+        if len(serving) <= self.wanted:
+            return None
+        self._shrink_at_s = now + SHRINK_S
+        excess = self._excess(serving)
+        return _last_to_be_ready(excess) or min(excess, key=_effort_to_empty)
+
+    def _excess(self, serving: list[Instance]) -> list[Instance]:
+        """Of these, those with a role of which there are too many; all, where all were launched in one."""
+        if len(self._wanted) == 1:
+            return serving
+        counts = Counter(each.role for each in serving)
+        return [each for each in serving if counts[each.role] > self._wanted.get(each.role, 0)]
 
     def may_sleep(self) -> bool:
         """Whether an instance that holds nothing is to sleep rather than end."""

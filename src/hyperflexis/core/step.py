@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, insort
 from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Sequence as Series
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -65,6 +66,9 @@ class StepRules:
     """Most prefill tokens in one step."""
     prefill_tokens_floor: int = 64
     """The first prefill in order gets at least this many, however tight the decodes are."""
+    step_s_max: float = math.inf
+    """The longest that a step with prefills is meant to take, but for the floor. What an instance is told, such as
+    another role, waits for the step that runs."""
     patience_s: float = 60.0
     """The first-token deadline of work that was promised none."""
     starvation_s: float = 30.0
@@ -87,6 +91,8 @@ class StepRules:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.order not in ORDERS:
             raise ValueError(f"order must be one of {', '.join(ORDERS)}, not {self.order!r}")
+        if not self.step_s_max > 0:
+            raise ValueError(f"step_s_max must be above 0, not {self.step_s_max}")
         if not 0 < self.slack_share <= 1:
             raise ValueError(f"slack_share must be above 0 and at most 1, not {self.slack_share}")
         if not 0 <= self.credit_spend_max <= 1:
@@ -213,6 +219,13 @@ class Sequence:
     def compute(self, tokens: int) -> None:
         """Count prefill tokens as computed."""
         self._computed += tokens
+
+    def catch_up(self, emitted: list[int], first_token_s: float | None) -> None:
+        """Its answer has got this far elsewhere: so many tokens of it, and the first one then, unless that is known."""
+        self.tokens[self.prompt_tokens :] = emitted
+        self._emitted = len(emitted)
+        if self.first_token_s is None:
+            self.first_token_s = first_token_s
 
     def rewind(self, computed: int) -> None:
         """Begin the prefill anew, this much of it being there."""
@@ -381,7 +394,7 @@ class StepScheduler:
         if needed > self.pool.blocks:
             raise ValueError(f"the request needs {needed} KV blocks and the instance has {self.pool.blocks}")
         self._sequences[sequence.id] = sequence
-        self._name_content(sequence)
+        self.name_content(sequence)
         self._wait(sequence)
 
     def cancel(self, sequence_id: int) -> bool:
@@ -493,19 +506,28 @@ class StepScheduler:
         sequence, was_decoding = self.moves.suspended.pop(sequence_id)
         self._place(sequence, is_decoding=was_decoding)
 
-    def expect(self, sequence_id: int, tokens: int, tokens_max: int) -> list[int] | None:
+    def expect(self, sequence_id: int, tokens: int, tokens_max: int, hashes: Series[bytes] = ()) -> list[int] | None:
         """Set a seat and blocks for so many tokens aside for a sequence that will arrive; None if they cannot be had.
 
-        Nobody loses a block by it, and nobody gets these. Asked again with more tokens it adds blocks, or refuses and
-        leaves what there is. `tokens_max` is what the sequence may grow to: it must fit an empty pool.
+        Those that hold the beginning of its content, named by `hashes`, are used as they are: from now on nobody can
+        evict them. `moves.found` says how many. Nobody loses a block by it, and nobody gets the others. Asked again
+        with more tokens it adds blocks, or refuses and leaves what there is. `tokens_max` is what the sequence may grow
+        to: it must fit an empty pool.
         """
         assert sequence_id not in self._sequences, f"sequence {sequence_id} is here already"
         pool, expected = self.pool, self.moves.expected
-        blocks = expected.get(sequence_id, [])
+        is_new = sequence_id not in expected
+        # The last token is always computed, for its logits.
+        found = pool.find(hashes[: (tokens - 1) // pool.block_tokens]) if is_new and hashes else []
+        blocks = found or expected.get(sequence_id, [])
         missing = max(0, pool.blocks_for(tokens) - len(blocks))
-        lacks_seat = sequence_id not in expected and self._seats_taken() >= self.seqs_max
-        if lacks_seat or missing > pool.blocks_free or pool.blocks_for(max(tokens, tokens_max)) > pool.blocks:
+        lacks_seat = is_new and self._seats_taken() >= self.seqs_max
+        lacks_blocks = missing > pool.free_beside(found) or pool.blocks_for(max(tokens, tokens_max)) > pool.blocks
+        if lacks_seat or lacks_blocks:
             return None
+        if found:
+            pool.hold(found)
+            self.moves.found[sequence_id] = len(found)
         expected[sequence_id] = blocks + pool.take(missing)
         return list(expected[sequence_id])
 
@@ -514,6 +536,7 @@ class StepScheduler:
         blocks = self.moves.expected.pop(sequence_id, None)
         if blocks is None:
             return False
+        self.moves.found.pop(sequence_id, None)
         self.pool.release(blocks)
         return True
 
@@ -524,6 +547,8 @@ class StepScheduler:
         """
         assert sequence.id not in self._sequences, f"sequence {sequence.id} is here already"
         blocks, needed = self.moves.expected.pop(sequence.id), self.pool.blocks_for(computed)
+        shared = self.moves.found.pop(sequence.id, 0) * self.pool.block_tokens
+        assert not 0 < computed < shared, f"the next of its tokens would be written to what others share: {sequence!r}"
         assert computed < sequence.context_tokens, f"nothing is left to compute: {sequence!r}"
         assert needed <= len(blocks), f"{computed} tokens in {len(blocks)} blocks: {sequence!r}"
         self.pool.release(blocks[needed:])
@@ -531,7 +556,7 @@ class StepScheduler:
         sequence.blocks = blocks[:needed]
         sequence.rewind(computed)
         sequence.has_started = bool(sequence.blocks)
-        self._name_content(sequence)
+        self.name_content(sequence)
         self._publish(sequence)
         is_decoding = sequence.emitted > 0 and sequence.left == 1
         if is_decoding:
@@ -684,7 +709,7 @@ class StepScheduler:
         lacks_place = len(self.decodes.sequences) + self.moves.seats >= self.seqs_max and not sequence.blocks
         if may_share or lacks_place or not 0 < left <= rules.prefill_tokens_max:
             return False
-        room_s = self._room_s(now) if rules.sizing == "slack" else math.inf
+        room_s = self._room_s(now)
         if room_s < math.inf and left > max(rules.floor, self.latency.model.chunk_tokens(room_s, computed)):
             return False
         if self._missing_blocks(sequence, computed + left) > self.pool.blocks_free:
@@ -698,7 +723,7 @@ class StepScheduler:
 
     def _fill(self, plan: StepPlan, now: float) -> None:
         model, rules = self.latency.model, self.rules
-        room_s = self._room_s(now) if rules.sizing == "slack" else math.inf
+        room_s = self._room_s(now)
         tokens_left = rules.prefill_tokens_max
         behind = dict(self._partial)
         held = self._seats_taken()
@@ -730,13 +755,21 @@ class StepScheduler:
                 break
 
     def _room_s(self, now: float) -> float:
-        """Seconds of prefill that the decodes of this step can bear; infinite if none of them has a promise to lose."""
-        model, decodes = self.latency.model, self.decodes
+        """Seconds of prefill that this step may have: as the rules bound it, and as its decodes can bear it.
+
+        Infinite if neither does: none of the decodes has a promise to lose.
+        """
+        model, decodes, rules = self.latency.model, self.decodes, self.rules
         seqs, context = len(decodes.sequences), decodes.context_tokens
-        slack_s = decodes.slack_s(now, self.latency.decode_step_s(seqs, context))
-        if slack_s == math.inf:
+        longest_s = rules.step_s_max
+        if rules.sizing == "slack":
+            slack_s = decodes.slack_s(now, self.latency.decode_step_s(seqs, context))
+            longest_s = min(longest_s, rules.slack_share * slack_s)
+        if longest_s == math.inf:
             return math.inf
-        step_s = self.rules.slack_share * slack_s / self.latency.correction.factor("mixed")
+        if not seqs:
+            return longest_s / self.latency.correction.factor("prefill") - model.prefill_base_s
+        step_s = longest_s / self.latency.correction.factor("mixed")
         return step_s - model.decode_step_s(seqs, context) - max(0.0, model.prefill_base_s - model.decode_base_s)
 
     def _room_before_s(self, sequence: Sequence, plan: StepPlan, now: float) -> float:
@@ -887,7 +920,8 @@ class StepScheduler:
         if missing > 0:
             blocks += pool.take(missing)
 
-    def _name_content(self, sequence: Sequence) -> None:
+    def name_content(self, sequence: Sequence) -> None:
+        """Hash what it has of full blocks, if others may share them."""
         if sequence.reuses_prefix and sequence.tokens:
             extend_hashes(sequence.hashes, sequence.tokens, self.pool.block_tokens)
 
@@ -897,7 +931,7 @@ class StepScheduler:
         full = sequence.computed // self.pool.block_tokens
         if full == sequence.published:
             return
-        self._name_content(sequence)
+        self.name_content(sequence)
         full = min(full, len(sequence.hashes))
         for index in range(sequence.published, full):
             self.pool.publish(sequence.blocks[index], sequence.hashes[index])
@@ -955,8 +989,13 @@ class StepScheduler:
             assert sorted(ordered) == sorted(waiting), f"an order of others: {ordered}, {self!r}"
         assert self._sequences.keys().isdisjoint(self.moves.expected), f"what is here is expected: {self!r}"
         assert self._seats_taken() <= self.seqs_max, f"more than {self.seqs_max} sequences hold blocks: {self!r}"
-        holders = {block: 1 for blocks in self.moves.expected.values() for block in blocks}
-        assert len(holders) == sum(map(len, self.moves.expected.values())), f"a block is set aside twice: {self!r}"
+        assert self.moves.found.keys() <= self.moves.expected.keys(), f"found for nobody: {self!r}"
+        holders: dict[int, int] = {}
+        for sequence_id, expected in self.moves.expected.items():
+            for block in expected:
+                holders[block] = holders.get(block, 0) + 1
+            own = expected[self.moves.found.get(sequence_id, 0) :]
+            assert not any(self.pool.has_content(block) for block in own), f"set aside, and not to be written: {self!r}"
         lent = 0
         for sequence in self._sequences.values():
             counted = 0 if self._names_blocks or sequence.decodes is None else self._lent(sequence)

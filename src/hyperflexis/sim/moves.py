@@ -7,6 +7,7 @@ sequence with the last answer is what a live giver sends: how much it has emitte
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Sequence as Series
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -45,6 +46,8 @@ class Taking:
     make: Callable[[Parting], Sequence]
     """Given what was said at parting, the sequence as it goes on."""
     answer_tokens: int
+    hashes: Series[bytes] = ()
+    """Of its prompt's blocks, where these may be shared."""
     parting: Parting = field(default_factory=lambda: Parting(0, None))
     copied_s: float = 0.0
     copied_tokens: int = 0
@@ -98,6 +101,7 @@ class SimMoves:
             block_s=block_s,
             at_first_token=command.at_first_token,
             recomputes=command.recomputes,
+            hashes=taking.hashes,
         )
         self._takings[command.request_id] = taking
         if offer is not None and isinstance(step, Call):

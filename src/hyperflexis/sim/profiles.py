@@ -22,7 +22,7 @@ from hyperflexis.core.latency import LatencyModel
 
 COEFFICIENTS = tuple(field.name for field in fields(LatencyModel))
 REQUIRED = ("latency", "kv_tokens")
-KNOWN = (*REQUIRED, "name", "source", "mape", "samples")
+KNOWN = (*REQUIRED, "kv_token_bytes", "name", "source", "mape", "samples")
 """Fields of a file. What was measured (`samples`) is there for people and other programs; it is not read here."""
 
 HELD_OUT = "held_out"
@@ -38,6 +38,8 @@ class Profile:
     source: str
     mape: float | None = None
     """Mean relative error of the model against what it was fitted to, where that is known."""
+    kv_token_bytes: int | None = None
+    """What moving the KV of a token moves, where the file says so."""
 
 
 def names() -> tuple[str, ...]:
@@ -73,12 +75,14 @@ def from_fields(given: object, where: str) -> Profile:
     _refuse_unknown(given, KNOWN, where)
     if missing := [name for name in REQUIRED if name not in given]:
         raise ValueError(f"{where}: the profile lacks {' and '.join(missing)}")
+    kv_token_bytes = given.get("kv_token_bytes")
     return Profile(
         name=str(given.get("name", where)),
         latency=_latency(given["latency"], where),
-        kv_tokens=_kv_tokens(given["kv_tokens"], where),
+        kv_tokens=_count(given["kv_tokens"], "kv_tokens", "tokens", where),
         source=str(given.get("source", where)),
         mape=_mape(given.get("mape"), where),
+        kv_token_bytes=None if kv_token_bytes is None else _count(kv_token_bytes, "kv_token_bytes", "bytes", where),
     )
 
 
@@ -103,9 +107,9 @@ def _number(value: object, name: str) -> float:
     return float(value)
 
 
-def _kv_tokens(value: object, where: str) -> int:
+def _count(value: object, name: str, unit: str, where: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{where}: kv_tokens must be a positive whole number of tokens, not {value!r}")
+        raise ValueError(f"{where}: {name} must be a positive whole number of {unit}, not {value!r}")
     return value
 
 

@@ -278,8 +278,9 @@ class Simulation:
     def _migrate(self, command: Migrate) -> None:
         live = self._live[command.request_id]
         source, target = self._instances[command.source_id], self._instances[command.target_id]
-        taking = Taking(source, partial(_sequence, live, command.expected_tokens), live.job.output_tokens)
-        target.moves.take(command, live.job.prompt_tokens + live.max_tokens, taking)
+        job, make = live.job, partial(_sequence, live, command.expected_tokens)
+        taking = Taking(source, make, job.output_tokens, job.block_hashes)
+        target.moves.take(command, job.prompt_tokens + live.max_tokens, taking)
 
     def _abandon(self, command: Abandon) -> None:
         self._instances[command.target_id].moves.abandon(command.request_id)

@@ -40,7 +40,7 @@ class StartPhases:
 class StartupSpec:
     """All starts of a simulation. A source that is not named takes as long as the slowest one that is."""
 
-    phases: Mapping[StartSource, StartPhases] = field(default_factory=dict)
+    phases: Mapping[StartSource, StartPhases] = field(default_factory=dict, hash=False)
     is_chained: bool = True
     """Whether receivers of a peer's weights pass them on."""
     chunk_share: float = 0.02

@@ -96,6 +96,17 @@ def measure(runner: Runner, blocks: int, block_tokens: int) -> list[Sample]:
     return samples
 
 
+def warm_up(runner: Runner, blocks: int, block_tokens: int) -> None:
+    """Compute a first chunk and a first decode, for an instance that is told what a sibling measured.
+
+    They take many times as long as the next ones, and nobody should have to wait for that, least of all the client of
+    a request that comes from elsewhere in the middle of its answer.
+    """
+    for trial in _TRIALS[:2]:
+        if trial.blocks(block_tokens) <= blocks:
+            time_trial(runner, trial, block_tokens, 1)
+
+
 def time_trial(
     runner: Runner, trial: Trial, block_tokens: int, repeats: int, clock: Clock = time.perf_counter
 ) -> list[float]:

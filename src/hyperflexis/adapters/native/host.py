@@ -34,6 +34,7 @@ from hyperflexis.adapters.native.messages import (
     decode_from_zygote,
     encode,
 )
+from hyperflexis.adapters.native.time_slice import ask_for_short_slices
 from hyperflexis.wire.framing import Frames, WireError, frame
 from hyperflexis.wire.messages import (
     Configure,
@@ -78,6 +79,7 @@ class ZygoteHost:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         self._control = ours
+        ask_for_short_slices()
         with theirs:
             command = [sys.executable, "-m", "hyperflexis.adapters.native", str(theirs.fileno()), str(os.getpid())]
             self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)

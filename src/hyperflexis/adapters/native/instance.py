@@ -102,9 +102,13 @@ def _start(channel: BlockingChannel[ToInstance], order: Fork, model: Model) -> I
     )
     marks.append(("runner", time.monotonic()))
     samples = [(StepShape(*shape), actual_s) for shape, actual_s in order.samples]
-    samples = samples or calibration.measure(runner, order.blocks, order.block_tokens)
+    if samples:
+        calibration.warm_up(runner, order.blocks, order.block_tokens)
+        marks.append(("warm-up", time.monotonic()))
+    else:
+        samples = calibration.measure(runner, order.blocks, order.block_tokens)
+        marks.append(("calibration", time.monotonic()))
     latency = OnlineLatency(fit(samples), StepHistory(samples))
-    marks.append(("calibration", time.monotonic()))
     peers = Peers(runner.pool, memory, has_checksums=order.checks_transfers)
     # What lives now lives as long as the process: no collection need look at it, and no page of it be copied.
     gc.freeze()
