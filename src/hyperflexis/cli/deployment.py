@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -218,7 +217,11 @@ class Deployment(Section):
             OperatorError: it is written as a path, and there is no such directory.
         """
         if self.model is None:
-            return Path(str(resources.files("hyperflexis"))) / "demo_model"
+            from hyperflexis.runtime.checkpoint import (
+                demo_directory,
+            )  # here, so that --help loads nothing of the runtime
+
+            return demo_directory()
         path = Path(self.model).expanduser()
         if path.is_dir():
             return path

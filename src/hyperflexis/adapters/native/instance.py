@@ -80,6 +80,7 @@ def _say_last(channel: BlockingChannel[ToInstance], reason: str) -> None:
 
 def _start(channel: BlockingChannel[ToInstance], order: Fork, model: Model) -> Instance:
     marks = [("begin", time.monotonic())]
+    os.environ.update(order.environment)  # Before a device is touched: its driver looks at them once.
     torch.set_num_threads(order.threads)
     weights = model.layout.views(memoryview(model.memory.map_for_reading()))
     if torch.device(order.device).type != "cpu":
@@ -116,7 +117,8 @@ def _start(channel: BlockingChannel[ToInstance], order: Fork, model: Model) -> I
     )
     pool = BlockPool(order.blocks, order.block_tokens)
     scheduler = StepScheduler(pool, order.seqs_max, latency)
-    return Instance(channel, scheduler, runner, Peers(runner.pool, memory, has_checksums=order.checks_transfers))
+    peers = Peers(runner.pool, memory, host=order.peers_host, has_checksums=order.checks_transfers)
+    return Instance(channel, scheduler, runner, peers)
 
 
 def _kv_memory(order: Fork, model: Model) -> SharedMemory | None:

@@ -114,6 +114,7 @@ def _answer(work: Callable[[], Loaded | LoadFailed], writer: int, parent_pid: in
 
 def _fill(request: Load, memory: ArenaMemory) -> Loaded | LoadFailed:
     started_s = time.monotonic()
+    os.environ.update(request.environment)
     try:
         config = ModelConfig.from_directory(request.directory)
         target = _target(request, config)
