@@ -84,6 +84,23 @@ class ClassSection(Section):
     """Whether what could not be kept is refused at once (429, with Retry-After) instead of served late."""
 
 
+class RaySection(Section):
+    """Where instances run, and what they take there, with launcher ray."""
+
+    address: Line | None = None
+    """Head of the Ray cluster, HOST:PORT; null takes the cluster that this machine belongs to."""
+    cpus_per_instance: float = Field(default=1.0, ge=0, le=1024)
+    """CPUs that Ray sets aside for each instance."""
+    gpus_per_instance: float | None = Field(default=None, ge=0, le=1)
+    """GPUs, or a share of one, that Ray sets aside for each instance; null takes one if the cluster has any."""
+    strategy: Literal["auto", "pack", "spread"] = "auto"
+    """pack: on few nodes; spread: on many; auto: those that prefill with those that decode, mixed ones on many."""
+    start_timeout_s: float = Field(default=600.0, gt=0, le=86_400)
+    """Seconds from asking for an instance until it is ready, waiting for a node with room included."""
+    silence_timeout_s: float = Field(default=10.0, ge=1, le=3600)
+    """Seconds without an answer after which a node counts as lost."""
+
+
 def _class_name(name: str) -> str:
     # Names travel in headers, metric labels and dotted paths, so they hold nothing that those would have to quote.
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
@@ -139,13 +156,17 @@ class Deployment(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of weights and KV; auto takes the model's own where the device can."""
     threads_per_instance: int | None = Field(default=None, ge=1)
-    """CPU threads of each instance; null shares the cores out evenly."""
+    """CPU threads of each instance; null shares the cores out evenly, with launcher ray it takes cpus_per_instance."""
     host: Line = "127.0.0.1"
     """Address to listen on."""
     port: int = Field(default=8000, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
     policy: Policy = "hyperflexis"
     """Rules that decide which request goes where and when: hyperflexis, or another that docs/simulate.md names."""
+    launcher: Literal["local", "ray"] = "local"
+    """Where instances run: local, on this machine; ray, on the nodes of a Ray cluster."""
+    ray: RaySection = RaySection()
+    """Where instances run, and what they take there, with launcher ray."""
     engine: EngineSection = EngineSection()
     """How each instance computes."""
     limits: LimitsSection = LimitsSection()
@@ -177,8 +198,10 @@ class Deployment(Section):
 
     @property
     def threads(self) -> int:
-        """CPU threads of each instance on this machine."""
-        return self.threads_per_instance or max(1, _cores() // self.instances_total)
+        """CPU threads of each instance."""
+        is_local = self.launcher == "local"
+        share = _cores() // self.instances_total if is_local else int(self.ray.cpus_per_instance)
+        return self.threads_per_instance or max(1, share)
 
     @property
     def instances_total(self) -> int:

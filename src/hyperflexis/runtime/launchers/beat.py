@@ -27,9 +27,13 @@ class Beat(asyncio.Protocol):
     async def connect(self, host: str, port: int) -> None:
         """Begin to listen for answers; a host that cannot be reached is silent, too."""
         try:
-            await self._loop.create_connection(lambda: self, host, port)
+            self._transport, _ = await self._loop.create_connection(lambda: self, host, port)
         except OSError as error:
             self._end(f"cannot be reached: {error.strerror or error}")
+            return
+        self._transport.write(self._token)
+        if self._on_silence is None:  # It has ended meanwhile.
+            self._transport.abort()
 
     def close(self) -> None:
         """Watch no longer."""
@@ -54,11 +58,6 @@ class Beat(asyncio.Protocol):
             on_silence(why)
 
     # -- asyncio.Protocol
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.write(self._token)
 
     def data_received(self, data: bytes) -> None:
         self._unanswered = 0

@@ -37,6 +37,7 @@ from hyperflexis.runtime.launchers.ray_words import (
     HeadLost,
     Kill,
     Launch,
+    NodeLost,
     Seated,
     ToBroker,
 )
@@ -172,9 +173,11 @@ class RayLauncher:
             broker, self._broker = self._broker, None
             await broker.close()
 
-    def instances_at(self) -> dict[int, str]:
-        """Node of each instance that has one, by instance id."""
-        return {each.instance_id: each.door.host for each in self._launched.values() if each.door is not None}
+    @property
+    def places(self) -> dict[int, str]:
+        """Where the steward of each instance's node listens, by instance id, of those that have a node."""
+        placed = [(each.instance_id, each.door) for each in self._launched.values()]
+        return {instance_id: f"{door.host}:{door.port}" for instance_id, door in placed if door is not None}
 
     @property
     def _need(self) -> str:
@@ -274,6 +277,7 @@ class RayLauncher:
 
     def _on_silence(self, door: Door, why: str) -> None:
         del self._beats[door]
+        self._say(NodeLost(door))
         there = [each for each in self._launched.values() if each.door == door]
         if there:
             log.warning("node %s %s: its %d instances are lost", door.host, why, len(there))
@@ -401,7 +405,11 @@ class _Broker(asyncio.Protocol):
             # What Ray's own threads have to say is for who looks for a fault in Ray.
             environment = {"RAY_BACKEND_LOG_LEVEL": "fatal", **os.environ}
             self._process = subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment
+                command,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env=environment,
             )
         self._opening = self._loop.create_task(self._open(ours))
 

@@ -33,6 +33,7 @@ from hyperflexis.runtime.launchers.ray_words import (
     HeadBack,
     HeadLost,
     Launch,
+    NodeLost,
     Seated,
     ToBroker,
 )
@@ -49,6 +50,8 @@ HEAD_SILENT_S = 5.0
 Actor: TypeAlias = Any
 """A handle of Ray's, whose types know nothing of the methods behind it."""
 
+DOUBT_S = 30.0
+"""Ray takes up to about half of this to see that a node has gone; until then it goes on to place on it."""
 _FIRST = 0
 """The number of the seat that is asked for before any launch; theirs begin at 1."""
 _CALLS_MAX = 10_000
@@ -115,6 +118,8 @@ class Broker:
         """Set while Ray's head answers: without it nothing can be placed, and calls to Ray may block."""
         self._houses: dict[str, asyncio.Task[House]] = {}
         """By node."""
+        self._doubtful: dict[str, float] = {}
+        """Nodes that the gateway has lost, and until when nothing is wished to be there."""
         self._lives: dict[int, asyncio.Task[None]] = {}
         """By number of the launch."""
         self._seated: dict[int, tuple[str, str]] = {}
@@ -129,8 +134,15 @@ class Broker:
             self._keep(self._begin(message))
         elif isinstance(message, Launch):
             self._lives[message.number] = self._keep(self._live(message))
+        elif isinstance(message, NodeLost):
+            self._doubt(message.door)
         elif life := self._lives.get(message.number):
             life.cancel()
+
+    def close(self) -> None:
+        """Have Ray end what was started; where its head is gone nobody would, and Ray would wait for it."""
+        if self._head.is_set():
+            ray.shutdown()
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)
@@ -200,8 +212,10 @@ class Broker:
             await house.steward.admit.remote(number, fork, order.token)
             self._say(Admitted(number, house.door))
             why = await _first(house.steward.ended.remote(number), seat.hold.remote())
-        except (NotLoadedError, RayError) as error:
-            why = _first_line(error)
+        except NotLoadedError as error:
+            why = str(error)
+        except RayError as error:
+            why = f"Ray has ended it: {_first_line(error)}"
         finally:
             self._seated.pop(number, None)
             self._lives.pop(number, None)
@@ -222,7 +236,9 @@ class Broker:
         for node_id, other in self._seated.values():
             seated[node_id].append(other)
         warm = [node_id for node_id, house in self._houses.items() if house.done()]
-        wished = choose(self._nodes, seated, warm, role=role, need=self._need, strategy=self._order.strategy)
+        now = asyncio.get_running_loop().time()
+        nodes = [node for node in self._nodes if self._doubtful.get(node.id, 0.0) <= now]
+        wished = choose(nodes, seated, warm, role=role, need=self._need, strategy=self._order.strategy)
         options: dict[str, Any] = {"num_cpus": self._need.cpus, "num_gpus": self._need.gpus}
         if wished is not None:
             self._seated[number] = (wished, role)
@@ -245,6 +261,11 @@ class Broker:
         with contextlib.suppress(NotLoadedError, RayError):
             await (await building).steward.hold.remote()
         del self._houses[node_id]
+
+    def _doubt(self, door: Door) -> None:
+        for node_id, building in self._houses.items():
+            if building.done() and not building.exception() and building.result().door == door:
+                self._doubtful[node_id] = asyncio.get_running_loop().time() + DOUBT_S
 
     async def _build(self, about: About) -> House:
         pinned = NodeAffinitySchedulingStrategy(about.node_id, soft=False)
@@ -317,6 +338,6 @@ async def _serve(sock: socket.socket) -> None:
         while data := await reader.read(1 << 16):
             for message in frames.feed(data):
                 broker.take(message)
-    ray.shutdown()
+    broker.close()
     # What still waits for Ray waits in vain, and need not be told.
     os._exit(0)

@@ -14,6 +14,14 @@ TOKEN_BYTES = 32
 """Whoever connects to a node proves with so many random bytes what it comes for."""
 
 
+class Door(msgspec.Struct, frozen=True):
+    """Where a node's steward listens, and the token with which it can be watched."""
+
+    host: str
+    port: int
+    token: bytes
+
+
 class Begin(msgspec.Struct, frozen=True, tag="begin"):
     """Connect to a cluster and read the model on one of its nodes. Answered by `Begun` or `CannotBegin`."""
 
@@ -46,6 +54,12 @@ class Kill(msgspec.Struct, frozen=True, tag="kill"):
     number: int
 
 
+class NodeLost(msgspec.Struct, frozen=True, tag="node_lost"):
+    """The gateway cannot reach what is behind this door any more; Ray may take a while to see it."""
+
+    door: Door
+
+
 class Begun(msgspec.Struct, frozen=True, tag="begun"):
     loaded: Loaded
 
@@ -60,14 +74,6 @@ class Seated(msgspec.Struct, frozen=True, tag="seated"):
 
     number: int
     address: str
-
-
-class Door(msgspec.Struct, frozen=True):
-    """Where a node's steward listens, and the token with which it can be watched."""
-
-    host: str
-    port: int
-    token: bytes
 
 
 class Admitted(msgspec.Struct, frozen=True, tag="admitted"):
@@ -92,5 +98,5 @@ class HeadBack(msgspec.Struct, frozen=True, tag="head_back"):
     """It answers again."""
 
 
-ToBroker = Begin | Launch | Kill
+ToBroker = Begin | Launch | Kill | NodeLost
 FromBroker = Begun | CannotBegin | Seated | Admitted | Ended | HeadLost | HeadBack
