@@ -41,11 +41,12 @@ class RayCluster:
             "RAY_TMPDIR": str(self.folder),
             "RAY_USAGE_STATS_ENABLED": "0",
         }
+        self._complaints = (self.folder / "stderr").open("w+b")
         self._process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("ray_nodes.py"))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self._complaints,
             env=environment,
         )
         self.address = str(self._told())
@@ -92,10 +93,15 @@ class RayCluster:
         # Ray's helpers notice in their own time that what they helped has gone.
         for pid in pids:
             send(pid, signal.SIGKILL)
+        self._complaints.close()
         shutil.rmtree(self.folder)
 
     def _told(self) -> Any:
-        return json.loads(self._pipe(self._process.stdout).readline())
+        line = self._pipe(self._process.stdout).readline()
+        if not line:
+            self._complaints.seek(0)
+            raise AssertionError(f"there is no cluster: {self._complaints.read().decode()}")
+        return json.loads(line)
 
     @staticmethod
     def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
@@ -175,9 +181,17 @@ def send(pid: int, number: signal.Signals) -> None:
         return
 
 
+def is_running(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
 def wait_gone(pids: list[int]) -> None:
     """Return once none of these processes runs."""
     deadline_s = time.monotonic() + PATIENCE_S
-    while running := [pid for pid in pids if Path(f"/proc/{pid}").exists()]:
+    while running := [pid for pid in pids if is_running(pid)]:
         assert time.monotonic() < deadline_s, f"still there: {running}"
         time.sleep(0.02)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import signal
 import subprocess
+import urllib.request
 from collections.abc import Coroutine, Iterator
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 from shutil import which
 from typing import Any
 
 import pytest
 import uvloop
 
-from adapters.fleets import Heard, submission
+from adapters.fleets import PATIENCE_S, Heard, submission
+from e2e.conftest import Serving
 from hyperflexis.core.instance import Role
 from hyperflexis.runtime.launchers.cluster import RayLauncher, RaySpec
 from runtime.ray_world import Fleet, RayCluster, descendants, send, wait_gone
@@ -39,7 +43,8 @@ class World:
 
     def __init__(self) -> None:
         self.cluster = RayCluster()
-        self.cluster.grow(2)
+        self.cluster.add("apart" if can_stand_apart() else "")
+        self.cluster.add()
         self.runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
         self.spec = RaySpec(
             "",
@@ -90,6 +95,35 @@ def test_instances_stand_on_different_nodes_and_answer_alike(world: World) -> No
     world.play(play())
 
 
+def test_prefill_on_one_node_and_decode_on_another(world: World) -> None:
+    """The KV goes by TCP, if the two could be kept from sharing memory."""
+
+    async def play() -> None:
+        async with Fleet(world.launcher, Role.MIXED) as fleet:
+            await fleet.until_ready(1)
+            expected = await fleet.answers(ASKS)
+        async with Fleet(world.launcher, Role.PREFILL, Role.DECODE, binds=True) as fleet:
+            await fleet.until_linked()
+            assert len(set(world.launcher.places.values())) == 2
+            clients = [fleet.submit(*ask) for ask in ASKS]
+            for client in clients:
+                await client.ended()
+            assert [client.tokens for client in clients] == expected
+            moves = sum(client.end.verdict.migrations for client in clients if client.end.verdict)
+            assert moves > len(ASKS) // 2
+            if can_stand_apart():
+                first, second = (os.stat(f"/proc/{pid}/ns/time").st_ino for pid in fleet.pids())
+                assert first != second, "the KV may have gone by shared memory"
+
+    world.play(play())
+
+
+def can_stand_apart() -> bool:
+    """Whether this user may make namespaces."""
+    words = ["unshare", "--user", "--map-root-user", "--time", "true"]
+    return which("unshare") is not None and subprocess.run(words, capture_output=True, check=False).returncode == 0
+
+
 def test_killed_instance_is_lost_with_words_and_gives_its_room_back(world: World) -> None:
     async def play() -> None:
         for number in range(3):
@@ -120,8 +154,7 @@ def test_instance_ends_with_the_room_that_was_set_aside_for_it(world: World) -> 
 
 
 def title(pid: int) -> str:
-    with open(f"/proc/{pid}/cmdline", encoding="utf-8") as words:
-        return words.read()
+    return Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8")
 
 
 def test_instance_that_finds_no_room_is_given_up(world: World, caplog: pytest.LogCaptureFixture) -> None:
@@ -141,6 +174,25 @@ def test_instance_that_finds_no_room_is_given_up(world: World, caplog: pytest.Lo
             adapter.close()
 
     world.play(play())
+
+
+def test_serve_answers_from_the_cluster_and_leaves_nothing_there(world: World) -> None:
+    """Also if it is killed, and can tell nobody."""
+    serving = Serving("--launcher", "ray", "--ray-address", world.cluster.address, "--dtype", "float32")
+    try:
+        url = serving.wait_ready()
+        body = {"prompt": "import os\n", "max_tokens": 8, "temperature": 0}
+        request = urllib.request.Request(
+            f"{url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
+            assert json.load(answer)["usage"]["completion_tokens"] == 8
+        # The launcher of this module has none meanwhile.
+        seats = [pid for node in world.cluster.nodes for pid in descendants(node) if title(pid).startswith("ray::Seat")]
+        assert len(seats) == 2
+    finally:
+        serving.kill()
+    wait_gone(seats)
 
 
 def test_node_that_freezes_is_lost(world: World) -> None:
@@ -190,43 +242,6 @@ def test_every_request_finishes_with_the_right_tokens_while_nodes_come_and_go(
             assert lost not in fleet.pids()
 
     world.play(play())
-
-
-@pytest.mark.parametrize("shares_memory", [True, False])
-def test_prefill_on_one_node_and_decode_on_another(world: World, shares_memory: bool) -> None:
-    """KV goes through memory where the nodes are one machine's, else by TCP."""
-    if not shares_memory and not can_stand_apart():
-        pytest.skip("this user may not make namespaces")
-
-    async def play() -> None:
-        world.cluster.grow(2)
-        if not shares_memory:
-            for node in world.cluster.nodes[1:]:
-                world.cluster.kill(node)
-            world.cluster.add("apart")
-        async with Fleet(world.launcher, Role.MIXED) as fleet:
-            await fleet.until_ready(1)
-            expected = await fleet.answers(ASKS)
-        async with Fleet(world.launcher, Role.PREFILL, Role.DECODE, binds=True) as fleet:
-            await fleet.until_linked()
-            assert len(set(world.launcher.places.values())) == 2
-            clients = [fleet.submit(*ask) for ask in ASKS]
-            for client in clients:
-                await client.ended()
-            assert [client.tokens for client in clients] == expected
-            moves = sum(client.end.verdict.migrations for client in clients if client.end.verdict)
-            assert moves > len(ASKS) // 2
-            if not shares_memory:
-                first, second = (os.stat(f"/proc/{pid}/ns/time").st_ino for pid in fleet.pids())
-                assert first != second, "the KV may have gone by shared memory"
-
-    world.play(play())
-
-
-def can_stand_apart() -> bool:
-    """Whether this user may make namespaces."""
-    words = ["unshare", "--user", "--map-root-user", "--time", "true"]
-    return which("unshare") is not None and subprocess.run(words, capture_output=True, check=False).returncode == 0
 
 
 def test_what_lives_goes_on_without_the_head(world: World, caplog: pytest.LogCaptureFixture) -> None:

@@ -180,6 +180,7 @@ def test_frozen_instance_can_be_expelled(house: House) -> None:
         (pid,) = (await house.steward.pids()).values()
         os.kill(pid, signal.SIGSTOP)
         ended = asyncio.ensure_future(house.steward.ended(number))
+        await asyncio.sleep(0)
         await house.steward.expel(number)
         assert await ended == "killed by SIGKILL"
         await until_dead(pid)
@@ -193,7 +194,7 @@ def test_instance_that_is_expelled_while_it_is_forked_ends(house: House) -> None
         number, token = await house.admit()
         _, heard = await house.start(token)
         ended = asyncio.ensure_future(house.steward.ended(number))
-        while not house.steward._tenants[number].is_inside:
+        while not house.steward._tenants[number].is_inside:  # noqa: ASYNC110 no event tells
             await asyncio.sleep(0)
         await house.steward.expel(number)
         assert await ended == "killed by SIGKILL"

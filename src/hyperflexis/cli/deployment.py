@@ -87,7 +87,7 @@ class ClassSection(Section):
 class RaySection(Section):
     """Where instances run, and what they take there, with launcher ray."""
 
-    address: Line | None = None
+    address: HeadAddress | None = None
     """Head of the Ray cluster, HOST:PORT; null takes the cluster that this machine belongs to."""
     cpus_per_instance: float = Field(default=1.0, ge=0, le=1024)
     """CPUs that Ray sets aside for each instance."""
@@ -120,6 +120,12 @@ def _device(name: str) -> str:
     return name
 
 
+def _head_address(text: str) -> str:
+    if not re.fullmatch(r"[^\s/]+:[0-9]{1,5}", text):
+        raise ValueError("should be HOST:PORT of the cluster's head, such as 10.0.0.1:6379")
+    return text
+
+
 def _policy(name: str) -> str:
     from hyperflexis.policies import POLICIES  # here, so that --help loads nothing of the core
 
@@ -131,6 +137,7 @@ def _policy(name: str) -> str:
 ClassName = Annotated[str, AfterValidator(_class_name)]
 Line = Annotated[str, AfterValidator(_one_line)]
 Device = Annotated[str, AfterValidator(_device)]
+HeadAddress = Annotated[str, AfterValidator(_head_address)]
 Policy = Annotated[str, AfterValidator(_policy)]
 
 

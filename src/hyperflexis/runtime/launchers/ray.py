@@ -20,7 +20,6 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from hyperflexis.adapters.native.lineage import leave_signals_to_parent
 from hyperflexis.adapters.native.messages import Loaded, LoadFailed
 from hyperflexis.runtime.launchers.ray_words import (
     Admitted,
@@ -43,6 +42,8 @@ from hyperflexis.wire.framing import Frames, frame
 
 log = logging.getLogger(__name__)
 
+CONNECTING_S = 30.0
+"""The most that joining a cluster may take."""
 HEAD_ASKED_S = 1.0
 """How often Ray's head is asked whether it is there."""
 HEAD_SILENT_S = 5.0
@@ -155,11 +156,13 @@ class Broker:
     async def _begin(self, order: Begin) -> None:
         self._order = order
         try:
-            _connect(order.address)
-            self._nodes = _nodes()
+            async with asyncio.timeout(CONNECTING_S):
+                self._nodes = await asyncio.to_thread(_connect, order.address)
+        except TimeoutError:
+            self._say(CannotBegin(f"the Ray cluster {_where(order)} does not answer", _JOIN))
+            return
         except Exception as error:  # noqa: BLE001 whatever Ray has against it is for the operator to read
-            where = f"at {order.address}" if order.address else "that this machine belongs to"
-            self._say(CannotBegin(f"there is no Ray cluster {where}: {_first_line(error)}", _JOIN))
+            self._say(CannotBegin(f"there is no Ray cluster {_where(order)}: {_first_line(error)}", _JOIN))
             return
         self._head.set()
         self._need = Need(order.cpus, self._gpus(order))
@@ -246,6 +249,8 @@ class Broker:
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(
                 wished, soft=True, _spill_on_unavailable=True
             )
+        elif doubtful := [node_id for node_id, until_s in self._doubtful.items() if until_s > now]:
+            options["label_selector"] = {"ray.io/node-id": f"!in({','.join(doubtful)})"}
         return ray.remote(Seat).options(**options).remote()
 
     async def _house(self, about: About) -> House:
@@ -286,9 +291,16 @@ class Broker:
         return max(1, min(room, self._order.load.instances))
 
 
-def _connect(address: str) -> None:
-    if address.startswith("ray://"):
-        raise ValueError("that is an address of Ray's client; give that of its head, HOST:6379")
+def _where(order: Begin) -> str:
+    return f"at {order.address}" if order.address else "that this machine belongs to"
+
+
+def _connect(address: str) -> list[Node]:
+    logging.getLogger("ray").setLevel(logging.ERROR)  # It is told anyway where signals go, and more.
+    if address:
+        host, _, port = address.rpartition(":")
+        # Ray would try for minutes.
+        socket.create_connection((host.strip("[]"), int(port)), timeout=HEAD_SILENT_S).close()
     ray.init(
         address=address or "auto",
         namespace="hyperflexis",
@@ -296,7 +308,7 @@ def _connect(address: str) -> None:
         configure_logging=False,
         logging_level=logging.ERROR,
     )
-    leave_signals_to_parent()  # Ray has taken them.
+    return _nodes()
 
 
 def _nodes() -> list[Node]:
