@@ -216,3 +216,22 @@ def test_model_that_is_not_on_the_node(house: House, tmp_path: Path) -> None:
 
 def test_demo_model_is_found_where_the_package_is(house: House) -> None:
     assert house.steward._located("", "") == DEMO_MODEL
+
+
+def test_it_leaves_when_it_has_neither_node_nor_gateway(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def play() -> None:
+        left = asyncio.Event()
+        monkeypatch.setattr(module, "FORGOTTEN_ASKED_S", 0.001)
+        monkeypatch.setattr(module.os, "_exit", lambda status: left.set())
+        steward = Steward("127.0.0.1")
+        steward._watchers = 1
+        leaving = asyncio.create_task(steward._leave_if_forgotten())
+        await asyncio.sleep(0.01)
+        monkeypatch.setattr(module.os, "getppid", lambda: 1)
+        await asyncio.sleep(0.01)
+        assert not left.is_set(), "a gateway still watches"
+        steward._watchers = 0
+        await leaving
+        assert left.is_set()
+
+    asyncio.run(play())

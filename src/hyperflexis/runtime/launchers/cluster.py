@@ -31,6 +31,7 @@ from hyperflexis.runtime.launchers.ray_words import (
     Begin,
     Begun,
     CannotBegin,
+    Closed,
     Door,
     Ended,
     FromBroker,
@@ -206,6 +207,10 @@ class RayLauncher:
         elif isinstance(message, Seated | Admitted | Ended):
             if launched := self._launched.get(message.number):
                 launched.hear(message)
+        elif isinstance(message, Closed):
+            if beat := self._beats.get(message.door):
+                beat.close()
+                self._on_silence(message.door, "has left the Ray cluster")
         elif isinstance(message, HeadLost):
             log.warning("Ray's head does not answer: what lives goes on, but nothing new can be started until it does")
         else:
@@ -402,14 +407,11 @@ class _Broker(asyncio.Protocol):
         ours.setblocking(False)
         with theirs:
             command = [sys.executable, "-m", "hyperflexis.runtime.launchers", str(theirs.fileno()), str(os.getpid())]
-            # What Ray's own threads have to say is for who looks for a fault in Ray.
-            environment = {"RAY_BACKEND_LOG_LEVEL": "fatal", **os.environ}
             self._process = subprocess.Popen(
                 command,
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                env=environment,
             )
         self._opening = self._loop.create_task(self._open(ours))
 

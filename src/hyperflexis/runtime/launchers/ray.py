@@ -26,6 +26,7 @@ from hyperflexis.runtime.launchers.ray_words import (
     Begin,
     Begun,
     CannotBegin,
+    Closed,
     Door,
     Ended,
     FromBroker,
@@ -263,9 +264,13 @@ class Broker:
 
     async def _watch_house(self, node_id: str, building: asyncio.Task[House]) -> None:
         """When it is gone, or could not be built, whoever comes next to that node builds anew."""
+        house = None
         with contextlib.suppress(NotLoadedError, RayError):
-            await (await building).steward.hold.remote()
+            house = await building
+            await house.steward.hold.remote()
         del self._houses[node_id]
+        if house is not None:
+            self._say(Closed(house.door))
 
     def _doubt(self, door: Door) -> None:
         for node_id, building in self._houses.items():

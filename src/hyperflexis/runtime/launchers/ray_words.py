@@ -83,6 +83,12 @@ class Admitted(msgspec.Struct, frozen=True, tag="admitted"):
     door: Door
 
 
+class Closed(msgspec.Struct, frozen=True, tag="closed"):
+    """Ray has lost what is behind this door, even if it should still answer."""
+
+    door: Door
+
+
 class Ended(msgspec.Struct, frozen=True, tag="ended"):
     """The instance is gone, or will never be."""
 
@@ -99,4 +105,4 @@ class HeadBack(msgspec.Struct, frozen=True, tag="head_back"):
 
 
 ToBroker = Begin | Launch | Kill | NodeLost
-FromBroker = Begun | CannotBegin | Seated | Admitted | Ended | HeadLost | HeadBack
+FromBroker = Begun | CannotBegin | Seated | Admitted | Closed | Ended | HeadLost | HeadBack

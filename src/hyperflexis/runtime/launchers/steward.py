@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 GREETING_S = 5.0
 """What a stranger may take to bring its token."""
 STRANGERS_MAX = 64
+FORGOTTEN_ASKED_S = 2.0
 _PAUSE_S = 0.2
 """Before the next try to accept when the process has no descriptor left."""
 
@@ -42,6 +43,7 @@ class Steward:
         self._token = secrets.token_bytes(TOKEN_BYTES)
         self._tenants: dict[int, _Tenant] = {}
         self._strangers = 0
+        self._watchers = 0
         self._greetings: set[asyncio.Task[None]] = set()
 
     async def open(self) -> Door:
@@ -51,6 +53,7 @@ class Steward:
         self._listener.setblocking(False)
         self._zygote = ZygoteHost()
         self._accepting = asyncio.create_task(self._accept())
+        self._lingering = asyncio.create_task(self._leave_if_forgotten())
         return Door(self._host, self._listener.getsockname()[1], self._token)
 
     async def load(self, order: Load, hub_id: str) -> Loaded | LoadFailed:
@@ -86,11 +89,21 @@ class Steward:
 
     async def close(self) -> None:
         """End the zygote and its instances, and listen no more."""
-        for task in (self._accepting, *self._greetings):
+        tasks = (self._accepting, self._lingering, *self._greetings)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(self._accepting, *self._greetings, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._listener.close()
         await self._zygote.close()
+
+    async def _leave_if_forgotten(self) -> None:
+        """Whoever started this process may die, as a node of Ray's does when its head is gone: no reason to end what a
+        gateway still uses, but one to end when none does, for nobody else would see to it.
+        """
+        parent_pid = os.getppid()
+        while os.getppid() == parent_pid or self._watchers:  # noqa: ASYNC110 there is no event for it
+            await asyncio.sleep(FORGOTTEN_ASKED_S)
+        os._exit(1)  # The zygote and what it has forked follow.
 
     def _located(self, directory: str, hub_id: str) -> Path:
         if not directory:
@@ -134,7 +147,9 @@ class Steward:
             finally:
                 self._strangers -= 1
             if hmac.compare_digest(token, self._token):
+                self._watchers += 1
                 await _echo(sock)
+                self._watchers -= 1
             elif tenant := self._expected(token):
                 self._let_in(tenant, sock)
             else:
