@@ -347,15 +347,17 @@ async def test_smallest_cache_serves(fleet: NativeFleet) -> None:
 
 LOADERS = """
 import os, signal
-from hyperflexis.adapters.native.loading import _in_child
+from hyperflexis.adapters.native import keeper, loading
+from hyperflexis.adapters.native.messages import Load
 
 
-def stumble():
+def stumble(*_):
     raise KeyError("a bug of ours")
 
 
-for work in (stumble, lambda: os.kill(os.getpid(), signal.SIGKILL)):
-    print(_in_child(work).reason)
+for life in (stumble, lambda *_: os.kill(os.getpid(), signal.SIGKILL)):
+    keeper.live = life
+    print(loading.load(Load("nowhere", "cpu", "auto", 16, None, 1)).reason)
 print("here once")
 """
 

@@ -67,7 +67,7 @@ def test_every_key_is_shown_once_and_only_sections_lack_a_source(deployment: Dep
 
 
 def _headings(deployment: Deployment) -> list[str]:
-    return ["engine", "limits", *(["classes", *deployment.classes] if deployment.classes else [])]
+    return ["engine", "limits", "weights", *(["classes", *deployment.classes] if deployment.classes else [])]
 
 
 def _quoted(name: str) -> str:
@@ -103,6 +103,11 @@ def test_comments_are_aligned_and_name_the_source(tmp_path: Path) -> None:
         "  seqs_max: 256             # default",
         "  prefill_tokens_max: 2048  # default",
         "  profile: null             # default",
+        "weights:",
+        "  donors: null              # default",
+        "  lend_on: null             # default",
+        "  token_file: null          # default",
+        "  lend_gb_per_s: null       # default",
         "limits:",
         "  body_mib: 0.25            # flag --set",
         "  stream_buffer_kib: 1024   # default",

@@ -184,6 +184,7 @@ def _example(key: keys.Key) -> str:
     """A value of the key's type that is not its default."""
     examples = {"device": "cpu", "policy": "round_robin", "dtype": "float16", "default_class": "a_class"}
     examples["roles"] = "planned"
+    examples |= dict.fromkeys(("weights.donors", "weights.lend_on"), "one:9000")
     kind = keys.kind_at(key.path)
     by_kind = {int: "7", float: "7", bool: "true"}
     return examples.get(key.dotted) or by_kind.get(kind, "text")

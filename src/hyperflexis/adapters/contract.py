@@ -21,7 +21,7 @@ class Listener(Protocol):
         """One step ended."""
 
     def on_news(self, news: News) -> None:
-        """It has said something of links, or to a peer."""
+        """It has said something of links or of sleep, or to a peer."""
 
     def on_lost(self, why: str) -> None:
         """It is gone, and what it had is to be computed elsewhere."""
@@ -40,7 +40,7 @@ class Adapter(Protocol):
         """Put these step rules in force. Reports say of which version those are that are."""
 
     def order(self, order: Order) -> None:
-        """Have it do something about links or moves, after all that it was told before."""
+        """Have it do something about links, moves or sleep, after all that it was told before."""
 
     def close(self) -> None:
         """End the instance at once. The listener hears no more of it."""

@@ -20,6 +20,8 @@ from hyperflexis.core.handover import Pull
 from hyperflexis.core.latency import LatencyModel, OnlineLatency, StepShape
 from hyperflexis.core.step import Sequence, StepPlan, StepScheduler
 from hyperflexis.wire.messages import (
+    Asleep,
+    Awake,
     Exposed,
     ExposeKv,
     Linked,
@@ -32,9 +34,12 @@ from hyperflexis.wire.messages import (
     Reclaim,
     Sampling,
     SequenceState,
+    Sleep,
     Submit,
+    TakeIn,
     ToPeer,
     Unlink,
+    Wake,
 )
 
 VOCABULARY = 50_000
@@ -83,6 +88,8 @@ class ModelledAdapter:
         self._inbox: list[Callable[[], object]] = []
         """What is to be done between two steps: like a real instance, this one reads its messages there."""
         self._is_stepping = False
+        self._sleeps_at = 0
+        """Level of its sleep; 0: awake."""
         self._is_closed = False
         loop.call_later(startup_s, self._announce, ready)
 
@@ -91,7 +98,11 @@ class ModelledAdapter:
         return self._stepping.scheduler
 
     def submit(self, submit: Submit) -> None:
-        self.post(partial(self._stepping.submit, submit, self._loop.time()))
+        self.post(partial(self._submit, submit, self._loop.time()))
+
+    def _submit(self, submit: Submit, now: float) -> None:
+        self._wake_for_work()
+        self._stepping.submit(submit, now)
 
     def cancel(self, request_id: int) -> None:
         self.post(lambda: self._stepping.cancel(request_id, self._loop.time()))
@@ -107,8 +118,32 @@ class ModelledAdapter:
     def order(self, order: Order) -> None:
         if isinstance(order, ExposeKv | Reclaim | LinkTo | Unlink):
             self._peers.order(order)
+        elif isinstance(order, Sleep):
+            self.post(lambda: self.tell(self._sleep(order.level)))
+        elif isinstance(order, Wake):
+            self.post(self._wake_up)
         else:
-            self.post(partial(self._stepping.order, order, self._loop.time()))
+            self.post(partial(self._take_order, order, self._loop.time()))
+
+    def _take_order(self, order: Order, now: float) -> None:
+        if isinstance(order, TakeIn):
+            self._wake_for_work()
+        self._stepping.order(order, now)
+
+    def _sleep(self, level: int) -> Asleep | Awake:
+        if why := self._stepping.busy_with():
+            return Awake(why=why)
+        self.scheduler.pool.forget()
+        self._sleeps_at = max(self._sleeps_at, level)
+        return Asleep(self._sleeps_at)
+
+    def _wake_up(self) -> None:
+        self._sleeps_at = 0
+        self.tell(Awake())
+
+    def _wake_for_work(self) -> None:
+        if self._sleeps_at:
+            self._wake_up()
 
     def close(self) -> None:
         self._is_closed = True

@@ -106,6 +106,11 @@ class Stepping:
         elif isinstance(order, FromPeer):
             self.moves.hear(order.peer, order.payload, now)
 
+    def busy_with(self) -> str:
+        """What keeps it from going to sleep; empty if nothing does."""
+        here, expected = len(self.scheduler.sequences()), len(self.scheduler.moves.expected)
+        return f"it holds {here} requests and expects {expected}" if here or expected else ""
+
     def has_news(self) -> bool:
         """Whether a report is due although no step runs: otherwise an instance that a cancel left idle looks busy."""
         return self._has_changed or bool(self._refused) or self.moves.has_news()

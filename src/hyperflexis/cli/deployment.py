@@ -56,6 +56,33 @@ class EngineSection(Section):
     """File that `hyperflexis profile` wrote, to start instances from; null lets the first one measure itself."""
 
 
+def _addresses(text: str) -> str:
+    for each in text.split(","):
+        host, _, port = each.strip().rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise ValueError("should be HOST:PORT, or several with commas between")
+    return text
+
+
+def _address(text: str) -> str:
+    if "," in text:
+        raise ValueError("should be one HOST:PORT")
+    return _addresses(text)
+
+
+class WeightsSection(Section):
+    """Servers elsewhere that start from each other's weights in place of the disk's."""
+
+    donors: Annotated[str, AfterValidator(_addresses)] | None = None
+    """HOST:PORT of servers that lend these weights, with commas between; the disk comes after them."""
+    lend_on: Annotated[str, AfterValidator(_address)] | None = None
+    """HOST:PORT on which this server lends its weights to others; null lends none."""
+    token_file: str | None = None
+    """File with a secret that all these servers share: who knows it may take the weights."""
+    lend_gb_per_s: float | None = Field(default=None, gt=0, le=1_000_000)
+    """The most that is sent to all of them together, GB per second; null sets no limit."""
+
+
 class LimitsSection(Section):
     """What one client, or all of them together, may take."""
 
@@ -176,6 +203,8 @@ class Deployment(Section):
     """Where instances run, and what they take there, with launcher ray."""
     engine: EngineSection = EngineSection()
     """How each instance computes."""
+    weights: WeightsSection = WeightsSection()
+    """Servers elsewhere that start from each other's weights in place of the disk's."""
     limits: LimitsSection = LimitsSection()
     """What one client, or all of them together, may take."""
     classes: dict[ClassName, ClassSection] = Field(default_factory=dict)

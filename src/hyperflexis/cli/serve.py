@@ -19,6 +19,7 @@ import uvloop
 from hyperflexis.adapters.native.host import StartError as EngineStartError
 from hyperflexis.cli.checkpoint import model_directory
 from hyperflexis.cli.deployment import Deployment
+from hyperflexis.cli.donors import weights_spec
 from hyperflexis.cli.errors import StartError
 from hyperflexis.cli.profile_file import WireSample, read_samples
 from hyperflexis.core.control import ControlPlane
@@ -30,6 +31,8 @@ from hyperflexis.runtime.launchers.cluster import RayLauncher, RaySpec
 from hyperflexis.runtime.launchers.local import LocalLauncher, LocalSpec
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 def run(deployment: Deployment) -> int:
@@ -114,9 +117,10 @@ async def _launcher(
         if deployment.launcher == "ray":
             launcher = await RayLauncher.start(_ray_spec(deployment, directory, common))
         else:
-            launcher = await LocalLauncher.start(LocalSpec(str(directory), **common))
+            launcher = await LocalLauncher.start(LocalSpec(str(directory), weights=weights_spec(deployment), **common))
     except EngineStartError as error:
         raise StartError(str(error), error.hint or None) from error
+    _tell_of_weights(launcher)
     try:
         yield launcher
     finally:
@@ -137,6 +141,15 @@ def _ray_spec(deployment: Deployment, directory: Path, common: dict[str, Any]) -
         silence_timeout_s=ray.silence_timeout_s,
         **common,
     )
+
+
+def _tell_of_weights(launcher: LocalLauncher | RayLauncher) -> None:
+    """Where they came from, if somebody was asked."""
+    loaded = launcher.loaded
+    for failure in loaded.failures:
+        log.warning("no weights from a donor: %s", failure)
+    if loaded.donor:
+        _tell(f"weights from {loaded.donor} by {loaded.origin}, {loaded.load_s:.2f} s")
 
 
 @contextlib.asynccontextmanager

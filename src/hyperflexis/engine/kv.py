@@ -71,6 +71,15 @@ class KvPool:
         """Return what one block costs, over all layers."""
         return math.prod((config.layers, 2, block_tokens, config.kv_heads, config.head_dim)) * dtype.itemsize
 
+    def drop(self) -> None:
+        """Give the memory back; nothing may be computed until `restore`. Not for a pool in memory of its owner's."""
+        self.data.untyped_storage().resize_(0)
+
+    def restore(self) -> None:
+        """Have the memory back, all zeros. Views of it are views of it again."""
+        self.data.untyped_storage().resize_(self.bytes)
+        self.data.zero_()
+
     def scrub(self, blocks: list[int]) -> None:
         """Replace what is not finite by 0, so that a failed sequence leaves nothing that poisons the next owner."""
         index = torch.tensor(blocks, device=self.data.device)

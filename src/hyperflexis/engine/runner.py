@@ -105,6 +105,10 @@ class Runner:
         with torch.inference_mode():
             self._model = Model(self.config, weights, self.pool, self.attention, self._packed_bytes_max)
 
+    def unbind(self) -> None:
+        """Let go of the weights; nothing may be computed until `rebind`."""
+        del self._model
+
     def open(self, sequence: int, sampling: Sampling, prompt: list[int], emitted: list[int]) -> None:
         """Register a sequence. Emitted tokens mean that it was begun elsewhere: penalties and draws go on.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -75,6 +76,12 @@ class Shard:
             part = piece[: flat.numel() - at]
             self._fill(part, name)
             flat[at : at + part.numel()].copy_(part)
+
+    def sample(self, name: str, bytes_max: int) -> bytes:
+        """Return so many bytes from the middle of a tensor, or all of it."""
+        entry = self.tensors[name]
+        count = min(entry.bytes, bytes_max)
+        return os.pread(self._file.fileno(), count, entry.offset + (entry.bytes - count) // 2)
 
     def _fill(self, target: torch.Tensor, name: str) -> None:
         view = memoryview(target.view(torch.uint8).numpy())  # type: ignore[arg-type]

@@ -40,7 +40,7 @@ def load_checkpoint(
     bytes_total = sum(target.nbytes for target in targets.values())
     bytes_done = 0
     found: set[str] = set()
-    for path in _files(Path(directory)):
+    for path in shard_files(Path(directory)):
         with Shard(path) as shard:
             for name, entry in shard.tensors.items():
                 if _is_harmless(name, config):
@@ -102,7 +102,12 @@ def _targets(config: ModelConfig, views: dict[str, torch.Tensor]) -> dict[str, t
     return targets
 
 
-def _files(directory: Path) -> Iterator[Path]:
+def shard_files(directory: Path) -> Iterator[Path]:
+    """The checkpoint's safetensors files.
+
+    Raises:
+        CheckpointError: there are none.
+    """
     if (directory / SINGLE_FILE).exists():
         yield directory / SINGLE_FILE
         return

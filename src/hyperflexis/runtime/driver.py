@@ -265,6 +265,8 @@ class Driver:
             self._order(news.peer, wire.LinkTo(instance_id, news.version, news.descriptor))
         elif isinstance(news, wire.MoveFailed):
             self._feed(TransferFailed(news.request, instance_id, news.why))
+        elif isinstance(news, wire.Asleep | wire.Awake):
+            log.debug("i%d says %r", instance_id, news)
         elif isinstance(news, wire.Linked):
             self._feed(Linked(news.peer, instance_id, news.version))
         else:

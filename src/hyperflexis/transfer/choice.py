@@ -27,8 +27,13 @@ REACHES: dict[str, Callable[[Place, Place], bool]] = {
 """Every medium, the best first, and between which places it works."""
 
 
-def offered(buffer: Buffer, has_nixl: bool, has_tcp: bool) -> tuple[str, ...]:
-    """By which media a source that has these can lend a buffer."""
+def offered(buffer: Buffer, has_nixl: bool, has_tcp: bool, is_filling: bool = False) -> tuple[str, ...]:
+    """By which media a source that has these can lend a buffer.
+
+    One that is still being filled is lent only by what the source itself sends: it alone knows how far it has come.
+    """
+    if is_filling:
+        return ("unix", "tcp") if has_tcp else ("unix",)
     if is_on_device(buffer):
         return ("cuda_ipc", "nixl") if has_nixl else ("cuda_ipc",)
     return (

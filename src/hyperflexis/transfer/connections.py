@@ -25,6 +25,7 @@ from hyperflexis.transfer.protocol import (
     ProtocolError,
     Refused,
     Request,
+    Told,
     frame,
     receive_answer,
     send_all,
@@ -114,7 +115,7 @@ class Connections:
                 send_all(sock, [frame(request)])
                 # Others may be served first, which the caller's own limit of time is for.
                 set_timeout(sock, socket.SO_RCVTIMEO, 0)
-                heard = _receive_with_fds(sock)
+                heard = receive_with_fds(sock)
                 set_timeout(sock, socket.SO_RCVTIMEO, SILENCE_S)
                 return heard
         except BaseException:
@@ -201,13 +202,13 @@ def blamed(transfer: Transfer) -> Iterator[None]:
         ) from error
 
 
-def _receive_with_fds(sock: socket.socket) -> Heard:
+def receive_with_fds(sock: socket.socket) -> Heard:
     first, fds, _, _ = socket.recv_fds(sock, LENGTH.size, _FDS_MAX, socket.MSG_CMSG_CLOEXEC | socket.MSG_WAITALL)
     try:
         if not first:
             raise EOFError("it has closed the connection")
         answer = receive_answer(sock, first)
-        if fds and not isinstance(answer, Opened):
+        if fds and not isinstance(answer, Opened | Told):
             raise ProtocolError("it sent files that nobody asked for")
     except BaseException:
         for fd in fds:

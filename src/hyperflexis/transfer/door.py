@@ -254,14 +254,17 @@ def listen_unix(name: str) -> socket.socket:
     return _listening(sock, "\0" + name)
 
 
-def listen_tcp(host: str) -> socket.socket:
-    """Listen on a port that the kernel chooses.
+def listen_tcp(host: str, port: int = 0) -> socket.socket:
+    """Listen on this port; 0: on one that the kernel chooses.
 
     Raises:
-        OSError: the host's name or address is none of this machine's.
+        OSError: the host's name or address is none of this machine's, or the port is taken.
     """
-    family, _, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    return _listening(socket.socket(family, socket.SOCK_STREAM), address)
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    # A port that was named is wanted again by whoever follows, whatever connections of the last one linger.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1 if port else 0)
+    return _listening(sock, address)
 
 
 def _listening(sock: socket.socket, address: object) -> socket.socket:

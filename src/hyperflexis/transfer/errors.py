@@ -8,7 +8,9 @@ TransferError
 ├── RefusedError       the owner no longer lends these bytes; a new descriptor is needed
 │   ├── LeaseExpired       the lease ended before the last byte had arrived
 │   ├── Revoked            the owner took the region back
-│   └── Recycled           the memory holds something else by now
+│   ├── Recycled           the memory holds something else by now
+│   ├── Unsettled          the bytes are not there yet, and may never be
+│   └── Declined           it has other weights than those that are wanted, or lends them to others
 └── WorldError         processes and networks; the same pull may succeed later
     ├── Unreachable        no medium leads there, or nobody answers
     ├── PeerLost           the owner went away or fell silent in the middle
@@ -60,6 +62,14 @@ class Recycled(RefusedError):  # noqa: N818
     """Another generation lies there."""
 
 
+class Unsettled(RefusedError):  # noqa: N818
+    """Whoever fills the region has given up, or takes too long."""
+
+
+class Declined(RefusedError):  # noqa: N818
+    """A donor's no."""
+
+
 class Unreachable(WorldError):  # noqa: N818
     """There is no way to the owner."""
 
@@ -81,6 +91,6 @@ class Corrupt(WorldError):  # noqa: N818
 
 
 BY_NAME: dict[str, type[TransferError]] = {
-    each.__name__: each for each in (BadDescriptor, BadRanges, LeaseExpired, Revoked, Recycled)
+    each.__name__: each for each in (BadDescriptor, BadRanges, LeaseExpired, Revoked, Recycled, Unsettled)
 }
 """What an owner may answer a peer, by the word that crosses the socket."""

@@ -64,7 +64,13 @@ class Open(msgspec.Struct, frozen=True, array_like=True, tag=2):
     details: bytes = b""
 
 
-Request = Fetch | Digest | Open
+class Ask(msgspec.Struct, frozen=True, array_like=True, tag=3):
+    """Something else than a region's bytes, for whoever the owner lets answer it."""
+
+    payload: bytes
+
+
+Request = Fetch | Digest | Open | Ask
 
 
 class Granted(msgspec.Struct, frozen=True, array_like=True, tag=0):
@@ -94,7 +100,13 @@ class Refused(msgspec.Struct, frozen=True, array_like=True, tag=3):
     reason: str
 
 
-Answer = Granted | Finished | Opened | Refused
+class Told(msgspec.Struct, frozen=True, array_like=True, tag=4):
+    """The answer to `Ask`. File descriptors, where there are any, come with its first byte."""
+
+    payload: bytes
+
+
+Answer = Granted | Finished | Opened | Refused | Told
 
 
 class ProtocolError(Exception):

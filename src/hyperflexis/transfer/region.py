@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hyperflexis.transfer.medium import Buffer
+from hyperflexis.transfer.watermark import Watermark
 
 
 @dataclass(slots=True, eq=False)
@@ -21,6 +22,8 @@ class Region:
     media: tuple[str, ...]
     slot: int
     generation: int
+    watermark: Watermark | None = None
+    """How far it has been filled; None: it holds what it is to hold."""
 
     @property
     def title(self) -> str:

@@ -9,12 +9,15 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
+import math
 import os
 import platform
 import secrets
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 from hyperflexis.transfer import cuda_ipc, nixl, shm
@@ -22,12 +25,14 @@ from hyperflexis.transfer.checksums import checksums
 from hyperflexis.transfer.choice import offered
 from hyperflexis.transfer.descriptor import VERSION, Descriptor
 from hyperflexis.transfer.door import Connection, Door, DoorLimits, Reply, listen_tcp, listen_unix
-from hyperflexis.transfer.errors import BadDescriptor, BadRanges, Revoked, TransferError
+from hyperflexis.transfer.errors import BadDescriptor, BadRanges, Revoked, TransferError, Unsettled
 from hyperflexis.transfer.lease import Clock, LeasePage, monotonic_ns
 from hyperflexis.transfer.medium import Buffer, Grant, is_on_device
 from hyperflexis.transfer.memory import SharedMemory
+from hyperflexis.transfer.pace import Pace
 from hyperflexis.transfer.place import here
 from hyperflexis.transfer.protocol import (
+    Ask,
     Claim,
     Digest,
     Fetch,
@@ -38,6 +43,7 @@ from hyperflexis.transfer.protocol import (
     ProtocolError,
     Refused,
     Request,
+    Told,
     frame,
     send_all,
 )
@@ -45,11 +51,19 @@ from hyperflexis.transfer.ranges import RANGES_MAX, Range
 from hyperflexis.transfer.region import Region
 from hyperflexis.transfer.tcp import end_of_stream, send_ranges
 from hyperflexis.transfer.turns import Turns
+from hyperflexis.transfer.watermark import Watermark
 
 log = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
+SETTLING_S = 30.0
+"""The most that a peer is kept waiting for bytes that are still to come."""
+_LOOK_S = 0.05
+"""Between two looks at whether such a peer is still there."""
 _TOKEN_BYTES = 16
+
+Answering = Callable[[Connection, bytes], Reply]
+"""Answers what a peer asks besides regions, in the door's thread: it must not block. The reply's data is its text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +73,8 @@ class SourceLimits:
     transfers_max: int = 4
     """Served at the same time; the rest wait, peer by peer. Media that need no serving are not counted."""
     regions_max: int = 4096
+    bytes_per_s: float = math.inf
+    """Sent over sockets, all peers together. What peers copy out of shared memory they copy by themselves."""
     door: DoorLimits = field(default_factory=DoorLimits)
 
 
@@ -81,16 +97,21 @@ class Source:
         limits: SourceLimits | None = None,
         nixl_agent: nixl.NixlAgent | None = None,
         clock: Clock = monotonic_ns,
+        *,
+        tcp_port: int = 0,
+        answer: Answering | None = None,
     ) -> None:
         """Begin to listen.
 
         Args:
             tcp_host: the address to listen on and to give to peers; None: no TCP.
+            tcp_port: 0: any that is free.
+            answer: for what peers `Ask`.
             nixl_agent: lends host and device memory by NIXL too. It stays the caller's.
 
         Raises:
             ValueError: the address is no single one.
-            OSError: it is none of this machine's.
+            OSError: it is none of this machine's, or the port is taken.
         """
         if tcp_host in ("", "0.0.0.0", "::"):
             raise ValueError(f"name the one address that peers are to use, not {tcp_host!r}")
@@ -108,12 +129,14 @@ class Source:
         self._tcp: tuple[str, int] | None = None
         if tcp_host is not None:
             try:
-                listeners.append(listen_tcp(tcp_host))
+                listeners.append(listen_tcp(tcp_host, tcp_port))
             except OSError:
                 listeners[0].close()
                 raise
             self._tcp = (tcp_host, listeners[1].getsockname()[1])
         self._page = LeasePage(limits.regions_max, clock)
+        self._pace = Pace(limits.bytes_per_s)
+        self._answer_asked = answer
         self._turns: Turns[Errand] = Turns()
         self._door = Door(listeners, self._answer, limits.door, f"transfer-door-{self.id}")
         self._workers = [
@@ -131,23 +154,36 @@ class Source:
 
     # -- for the owner
 
-    def expose(self, buffer: Buffer, lease_s: float, name: str = "") -> Region:
+    @property
+    def unix(self) -> str:
+        """The name of its abstract Unix socket."""
+        return self._unix
+
+    @property
+    def tcp(self) -> tuple[str, int] | None:
+        """Host and port, if it listens on TCP."""
+        return self._tcp
+
+    def expose(self, buffer: Buffer, lease_s: float, name: str = "", watermark: Watermark | None = None) -> Region:
         """Lend a buffer. Regions over one buffer may overlap: each is a lease of its own.
 
         Args:
             lease_s: from now; math.inf for good.
             name: for people who read messages.
+            watermark: the buffer is still being filled from its front; what is not settled yet is waited for.
 
         Raises:
             Exhausted: `regions_max` are lent already.
             TypeError, ValueError: it is no buffer in one piece, or no length of time.
         """
         view, size_bytes, device = _measured(buffer)
-        media = offered(buffer, self._nixl is not None, self._tcp is not None)
+        media = offered(buffer, self._nixl is not None, self._tcp is not None, watermark is not None)
         with self._lock:
             slot, generation = self._page.lend(lease_s)
             self._numbers += 1
-            region = Region(self._numbers, name[:100], buffer, view, size_bytes, device, media, slot, generation)
+            region = Region(
+                self._numbers, name[:100], buffer, view, size_bytes, device, media, slot, generation, watermark
+            )
             self._regions[region.number] = region
         return region
 
@@ -230,6 +266,8 @@ class Source:
     # -- in the door's thread
 
     def _answer(self, connection: Connection, request: Request) -> Reply | None:
+        if isinstance(request, Ask):
+            return self._told(connection, request)
         try:
             region = self._claimed(request.claim)
             if isinstance(request, Open):
@@ -241,6 +279,12 @@ class Source:
         errand = Errand(connection, region, request, ranges, time.monotonic())
         # A source that is closing answers nobody; the door closes the connection.
         return None if self._turns.put(request.claim.peer, errand) else Reply(b"", is_last=True)
+
+    def _told(self, connection: Connection, request: Ask) -> Reply:
+        if self._answer_asked is None:
+            return Reply(_refused(BadDescriptor(f"{self.owner} only lends; mend the caller")), is_last=True)
+        data, fds, is_last = self._answer_asked(connection, request.payload)
+        return Reply(frame(Told(data)), fds, is_last)
 
     def _claimed(self, claim: Claim) -> Region:
         if not hmac.compare_digest(claim.token, self._token(claim.region)):
@@ -298,12 +342,14 @@ class Source:
         is_streaming = False
         try:
             self._recheck(region, generation)
+            self._settle(errand)
             if isinstance(request, Fetch):
                 if region.view is None:
                     raise BadDescriptor(f"{region.title} of {self.owner} lies on a device; mend the caller")
                 is_streaming = True
                 granted = frame(Granted(time.monotonic() - errand.since_s))
-                send_ranges(sock, region.view, errand.ranges, granted, lambda: self._recheck(region, generation))
+                check = partial(self._recheck, region, generation)
+                send_ranges(sock, region.view, errand.ranges, granted, check, pace=self._pace)
             found = self._checksums(errand)
             # The last word on the lease comes after the last look at the bytes.
             self._recheck(region, generation)
@@ -312,6 +358,18 @@ class Source:
             last = _refused(error)
         send_all(sock, [end_of_stream(last) if is_streaming else last])
         return True
+
+    def _settle(self, errand: Errand) -> None:
+        """Wait until all that is asked for is there: no byte is looked at before."""
+        region, watermark = errand.region, errand.region.watermark
+        if watermark is None:
+            return
+        end = max((each.source + each.length for each in errand.ranges), default=0)
+        until_s = time.monotonic() + SETTLING_S
+        while not watermark.reaches(end, _LOOK_S):
+            self._recheck(region, errand.request.claim.generation)
+            if time.monotonic() > until_s or errand.connection.has_left():
+                raise Unsettled(f"{region.title} of {self.owner} has come no further within {SETTLING_S:.0f} s")
 
     def _recheck(self, region: Region, generation: int) -> None:
         """Without the lock: the page's words are made to be read meanwhile."""

@@ -14,6 +14,7 @@ from hyperflexis.transfer.connections import Connections, refusal
 from hyperflexis.transfer.errors import Unreachable
 from hyperflexis.transfer.handle import Transfer
 from hyperflexis.transfer.medium import address_of, is_on_device
+from hyperflexis.transfer.pace import Pace
 from hyperflexis.transfer.protocol import (
     LENGTH,
     SEGMENT_BYTES,
@@ -96,7 +97,13 @@ def _as_error(last: Answer, transfer: Transfer) -> Exception:
 
 
 def send_ranges(
-    sock: socket.socket, memory: memoryview, ranges: Sequence[Range], granted: bytes, check: Callable[[], object]
+    sock: socket.socket,
+    memory: memoryview,
+    ranges: Sequence[Range],
+    granted: bytes,
+    check: Callable[[], object],
+    *,
+    pace: Pace,
 ) -> None:
     """The source's side: the first answer and all segments; `check` raises where the lease does not hold any more.
 
@@ -107,6 +114,7 @@ def send_ranges(
     head = granted
     for segment in segments(ranges, SEGMENT_BYTES, SEGMENT_PIECES):
         views = [memory[each.source : each.source + each.length] for each in segment]
+        pace.wait(total_bytes(segment))
         send_all(sock, [head + LENGTH.pack(total_bytes(segment)), *views])
         head = b""
         check()

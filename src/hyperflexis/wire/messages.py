@@ -208,6 +208,17 @@ class FromPeer(msgspec.Struct, frozen=True, array_like=True, tag=11):
     payload: bytes
 
 
+class Sleep(msgspec.Struct, frozen=True, array_like=True, tag=12):
+    """Give memory back and do nothing until `Wake`. Answered by `Asleep`, or by `Awake` and why if work is here."""
+
+    level: int = 1
+    """1: the KV; 2: the weights too."""
+
+
+class Wake(msgspec.Struct, frozen=True, array_like=True, tag=13):
+    """Be as before. Answered by `Awake`, or by `Asleep` and why if the memory cannot be had. Work wakes it too."""
+
+
 class Ready(msgspec.Struct, frozen=True, array_like=True, tag=0):
     """The instance's first message: what it can hold, and how fast it measured itself to be."""
 
@@ -223,6 +234,8 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag=0):
     """Seconds by phase of the start."""
     kv_token_bytes: int = 0
     """What moving a token's KV moves; 0 where nothing is known."""
+    weights: bytes = b""
+    """With this descriptor a sibling on this host can copy them from its device; empty on a host, where all share."""
 
 
 class Arrived(msgspec.Struct, frozen=True, array_like=True):
@@ -328,9 +341,30 @@ class MoveFailed(msgspec.Struct, frozen=True, array_like=True, tag=7):
     why: str
 
 
-Order = ExposeKv | Reclaim | LinkTo | Unlink | TakeIn | Abandon | Stay | Taken | FromPeer
-"""What an instance is told of links and moves."""
-News = Exposed | Linked | LinkFailed | ToPeer | MoveFailed
+class Asleep(msgspec.Struct, frozen=True, array_like=True, tag=8):
+    """It sleeps now, at this level."""
+
+    level: int
+    freed_bytes: int = 0
+    """What it gave back of this host's or its device's memory. Weights that others share are not counted."""
+    seconds: float = 0.0
+    """What that took."""
+    why: str = ""
+    """Why it did not wake."""
+
+
+class Awake(msgspec.Struct, frozen=True, array_like=True, tag=9):
+    """It takes work now."""
+
+    seconds: float = 0.0
+    """What waking took."""
+    why: str = ""
+    """Why it did not go to sleep."""
+
+
+Order = ExposeKv | Reclaim | LinkTo | Unlink | TakeIn | Abandon | Stay | Taken | FromPeer | Sleep | Wake
+"""What an instance is told of links, moves and sleep."""
+News = Exposed | Linked | LinkFailed | ToPeer | MoveFailed | Asleep | Awake
 """What it says of them between its reports."""
 ToInstance = Work | Configure | Shutdown | Order
 FromInstance = Ready | StepReport | Failed | News

@@ -14,8 +14,15 @@ from pathlib import Path
 class ArenaMemory:
     """Made before the fork that fills it; instances forked later map it without copying."""
 
-    def __init__(self) -> None:
-        self._fd = os.memfd_create("hyperflexis-weights", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    def __init__(self, fd: int | None = None) -> None:
+        """Without a descriptor: memory of its own. With one, which it owns from now on: sealed memory of a donor's."""
+        if fd is None:
+            fd = os.memfd_create("hyperflexis-weights", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self._fd = fd
+
+    @property
+    def fd(self) -> int:
+        return self._fd
 
     @property
     def size_bytes(self) -> int:
@@ -35,6 +42,15 @@ class ArenaMemory:
         """Pages are shared by all processes that map it."""
         # Private, for before Linux 6.7 a sealed file cannot be mapped as shared; pages never written are shared anyway.
         return mmap.mmap(self._fd, self.size_bytes, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+
+    def map_for_lending(self) -> memoryview:
+        """While it is still being written, and in a way that lets it be sealed afterwards."""
+        # What could be mapped for writing would count as a writer until Linux 6.7, although it only reads.
+        fd = os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return memoryview(mmap.mmap(fd, self.size_bytes, mmap.MAP_SHARED, mmap.PROT_READ))
+        finally:
+            os.close(fd)
 
     def close(self) -> None:
         os.close(self._fd)

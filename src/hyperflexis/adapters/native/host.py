@@ -21,12 +21,15 @@ from hyperflexis.adapters.contract import Listener
 from hyperflexis.adapters.native.lineage import exit_in_words
 from hyperflexis.adapters.native.messages import (
     DATAGRAM_BYTES_MAX,
+    Digested,
     Exited,
     Fork,
     Forked,
     Load,
     Loaded,
     LoadFailed,
+    Offered,
+    Profile,
     ToZygote,
     Warm,
     decode_from_zygote,
@@ -75,7 +78,11 @@ class ZygoteHost:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
+        self._warm: asyncio.Future[float] = self._loop.create_future()
         self._loaded: asyncio.Future[Loaded] = self._loop.create_future()
+        self._offered: asyncio.Future[bytes] = self._loop.create_future()
+        self.digest = b""
+        """Root digest of the weights that are lent, once it is known."""
         self._forks = 0
         self._children: dict[int, tuple[int, Child]] = {}
         """By number of the fork, while it lives: instance id, and who hears of it."""
@@ -95,6 +102,22 @@ class ZygoteHost:
         """
         self._say(order)
         return await self._loaded
+
+    async def warm(self) -> float:
+        """Wait until it has imported what instances need; return the seconds that took. A load need not wait for it.
+
+        Raises:
+            StartError: it died.
+        """
+        return await self._warm
+
+    async def offer(self) -> bytes:
+        """What leads others to the weights, as soon as any of them can be had; empty if they are not lent."""
+        return await self._offered
+
+    def tell(self, profile: Profile) -> None:
+        """Have it go along with the weights."""
+        self._say(profile)
 
     @property
     def pids(self) -> dict[int, int]:
@@ -145,20 +168,34 @@ class ZygoteHost:
     def _take(self, data: bytes) -> None:
         message = decode_from_zygote(data)
         if isinstance(message, Warm):
-            log.debug("the zygote is warm after %.2f s", message.import_s)
+            self._warm.set_result(message.import_s)
+        elif isinstance(message, Offered):
+            self._settle_offer(message.offer)
+        elif isinstance(message, Digested):
+            self.digest = message.digest
         elif isinstance(message, Loaded):
+            self._settle_offer(b"")
             self._loaded.set_result(message)
         elif isinstance(message, LoadFailed):
+            self._settle_offer(b"")
             self._loaded.set_exception(StartError(message.reason, message.hint))
         elif isinstance(message, Forked):
             self._children[message.number][1].pid = message.pid
         elif isinstance(message, Exited):
             self._children.pop(message.number)[1].on_exit(message.status)
 
+    def _settle_offer(self, offer: bytes) -> None:
+        if not self._offered.done():
+            self._offered.set_result(offer)
+
     def _on_death(self) -> None:
         """The zygote has died, which its instances do not survive."""
         self._loop.remove_reader(self._control.fileno())
         self._control.close()
+        self._settle_offer(b"")
+        if not self._warm.done():
+            self._warm.set_exception(StartError("the engine's process died while it started"))
+            self._warm.exception()  # Not everybody waits for it.
         if not self._loaded.done():
             self._loaded.set_exception(StartError("the engine's process died while it started"))
         children, self._children = self._children, {}

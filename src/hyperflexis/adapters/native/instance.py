@@ -17,10 +17,12 @@ import torch
 
 from hyperflexis.adapters.native import calibration
 from hyperflexis.adapters.native.carrier import Carrier
+from hyperflexis.adapters.native.device_weights import flat_weights
 from hyperflexis.adapters.native.lineage import leave_signals_to_parent
 from hyperflexis.adapters.native.loading import Model
 from hyperflexis.adapters.native.messages import Fork
 from hyperflexis.adapters.native.peers import Joined, Peers, Pulled
+from hyperflexis.adapters.native.rest import LEVELS, Rest
 from hyperflexis.adapters.stepping import StepOutcome, Stepping
 from hyperflexis.core.blocks import BlockPool
 from hyperflexis.core.latency import OnlineLatency, StepHistory, StepShape, fit
@@ -33,6 +35,8 @@ from hyperflexis.transfer.errors import TransferError
 from hyperflexis.transfer.memory import SharedMemory
 from hyperflexis.wire.framing import BlockingChannel
 from hyperflexis.wire.messages import (
+    Asleep,
+    Awake,
     Configure,
     Exposed,
     ExposeKv,
@@ -43,9 +47,12 @@ from hyperflexis.wire.messages import (
     Ready,
     Reclaim,
     Shutdown,
+    Sleep,
     Submit,
+    TakeIn,
     ToInstance,
     Unlink,
+    Wake,
     Work,
 )
 
@@ -82,14 +89,12 @@ def _start(channel: BlockingChannel[ToInstance], order: Fork, model: Model) -> I
     marks = [("begin", time.monotonic())]
     os.environ.update(order.environment)  # Before a device is touched: its driver looks at them once.
     torch.set_num_threads(order.threads)
-    weights = model.layout.views(memoryview(model.memory.map_for_reading()))
-    if torch.device(order.device).type != "cpu":
-        weights = {name: weight.to(order.device) for name, weight in weights.items()}
+    flat = flat_weights(model, order.device, order.weights)
     marks.append(("weights", time.monotonic()))
     memory = _kv_memory(order, model)
     runner = Runner(
         model.config,
-        weights,
+        model.layout.views(flat),
         blocks=order.blocks,
         block_tokens=order.block_tokens,
         device=torch.device(order.device),
@@ -101,6 +106,7 @@ def _start(channel: BlockingChannel[ToInstance], order: Fork, model: Model) -> I
     samples = samples or calibration.measure(runner, order.blocks, order.block_tokens)
     latency = OnlineLatency(fit(samples), StepHistory(samples))
     marks.append(("calibration", time.monotonic()))
+    peers = Peers(runner.pool, memory, host=order.peers_host, has_checksums=order.checks_transfers)
     # What lives now lives as long as the process: no collection need look at it, and no page of it be copied.
     gc.freeze()
     channel.send(
@@ -113,12 +119,12 @@ def _start(channel: BlockingChannel[ToInstance], order: Fork, model: Model) -> I
             device=f"{order.device} ({os.getpid()})",
             startup_s=dict(calibration.phases(marks)),
             kv_token_bytes=runner.pool.bytes_per_block // order.block_tokens,
+            weights=b"" if memory is not None else peers.lend_weights(flat),
         )
     )
     pool = BlockPool(order.blocks, order.block_tokens)
     scheduler = StepScheduler(pool, order.seqs_max, latency)
-    peers = Peers(runner.pool, memory, host=order.peers_host, has_checksums=order.checks_transfers)
-    return Instance(channel, scheduler, runner, peers)
+    return Instance(channel, scheduler, runner, peers, Rest(runner, memory, peers, model, order.device))
 
 
 def _kv_memory(order: Fork, model: Model) -> SharedMemory | None:
@@ -130,16 +136,17 @@ def _kv_memory(order: Fork, model: Model) -> SharedMemory | None:
 
 
 class Instance:
-    """The loop, and what it holds together: socket, scheduler, engine, peers."""
+    """The loop, and what it holds together: socket, scheduler, engine, peers, rest."""
 
     def __init__(
-        self, channel: BlockingChannel[ToInstance], scheduler: StepScheduler, runner: Runner, peers: Peers
+        self, channel: BlockingChannel[ToInstance], scheduler: StepScheduler, runner: Runner, peers: Peers, rest: Rest
     ) -> None:
         self._channel = channel
         self._scheduler = scheduler
         self._stepping = Stepping(scheduler, Carrier(channel, runner, peers))
         self._runner = runner
         self._peers = peers
+        self._rest = rest
         self._is_leaving = False
         channel.wake_on(peers.fd)
 
@@ -175,26 +182,75 @@ class Instance:
             timeout_s = 0.0
 
     def _take(self, message: ToInstance) -> None:
+        if isinstance(message, TakeIn) or (isinstance(message, Work) and message.submits):
+            self._wake_for_work()
         if isinstance(message, Work):
-            for submit in message.submits:
-                self._submit(submit)
-            for request_id in message.cancels:
-                if self._stepping.cancel(request_id, time.monotonic()):
-                    self._runner.close(request_id)
+            self._take_work(message)
         elif isinstance(message, Configure):
             self._configure(message)
         elif isinstance(message, Shutdown):
             self._is_leaving = True
-        elif isinstance(message, ExposeKv):
-            self._expose(message)
-        elif isinstance(message, LinkTo):
-            self._peers.link(message.peer, message.version, message.descriptor)
-        elif isinstance(message, Unlink):
-            self._peers.unlink(message.peer, message.version)
-        elif isinstance(message, Reclaim):
-            self._peers.reclaim(message.peer, message.version)
+        elif isinstance(message, Sleep):
+            self._channel.send(self._sleep(message.level))
+        elif isinstance(message, Wake):
+            self._channel.send(self._wake())
+        elif isinstance(message, ExposeKv | LinkTo | Unlink | Reclaim):
+            self._take_link(message)
         else:
             self._stepping.order(message, time.monotonic())
+
+    def _take_work(self, work: Work) -> None:
+        for submit in work.submits:
+            self._submit(submit)
+        for request_id in work.cancels:
+            if self._stepping.cancel(request_id, time.monotonic()):
+                self._runner.close(request_id)
+
+    def _take_link(self, order: ExposeKv | LinkTo | Unlink | Reclaim) -> None:
+        if isinstance(order, Unlink):
+            self._peers.unlink(order.peer, order.version)
+        elif isinstance(order, Reclaim):
+            self._peers.reclaim(order.peer, order.version)
+        elif self._rest.level:
+            lends = isinstance(order, ExposeKv)
+            self._channel.send(LinkFailed(order.peer, order.version, "it is asleep", is_lender=lends))
+        elif isinstance(order, ExposeKv):
+            self._expose(order)
+        else:
+            self._peers.link(order.peer, order.version, order.descriptor)
+
+    # -- sleep
+
+    def _sleep(self, level: int) -> Asleep | Awake:
+        why = "" if level in LEVELS else f"there is no level {level}"
+        why = why or self._stepping.busy_with() or self._lent_device_memory()
+        if why:
+            return Asleep(self._rest.level, why=why) if self._rest.level else Awake(why=why)
+        began_s = time.monotonic()
+        self._scheduler.pool.forget()
+        freed_bytes = self._rest.sleep(level)
+        return Asleep(self._rest.level, freed_bytes, time.monotonic() - began_s)
+
+    def _lent_device_memory(self) -> str:
+        """Memory of a host is the same memory after a sleep, links or not; that of a device is another."""
+        peers = ", ".join(f"i{peer}" for peer in self._peers.lent_to)
+        return f"its KV is lent to {peers}" if peers and self._rest.is_on_device else ""
+
+    def _wake(self) -> Asleep | Awake:
+        why = self._rest.refusal()
+        if why:
+            return Asleep(self._rest.level, why=why)
+        began_s = time.monotonic()
+        self._rest.wake()
+        return Awake(time.monotonic() - began_s)
+
+    def _wake_for_work(self) -> None:
+        if self._rest.level:
+            began_s = time.monotonic()
+            self._rest.wake()
+            self._channel.send(Awake(time.monotonic() - began_s))
+
+    # -- links
 
     def _expose(self, order: ExposeKv) -> None:
         try:

@@ -2,15 +2,50 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import msgspec
+
+
+class WeightsSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Where weights may come from besides the disk, and whether they are lent on."""
+
+    candidates: list[bytes] = []
+    """Offers of donors, to be asked in this order; the disk comes last."""
+    digest: bytes = b""
+    """Root digest of the right bytes; empty: the donor's word counts."""
+    attaches: bool = True
+    """Whether a donor's memory on this host may be shared; else it is copied."""
+    lends: bool = False
+    """Whether to be a donor, from the first bytes that have come until the zygote ends."""
+    host: str | None = None
+    """TCP address to lend on; None: to this host only."""
+    port: int = 0
+    """0: any that is free."""
+    secret: bytes = b""
+    """What lets recipients in; empty: a random one, which only the offer has."""
+    bytes_per_s: float = math.inf
+    """At most so much is sent, to all recipients together."""
+    join_s: float = 2.0
+    """How long a candidate may take to answer."""
+    chunk_s: float = 10.0
+    """How long it may take to send 16 MiB."""
+
+
+class Profile(msgspec.Struct, frozen=True, tag="profile"):
+    """How fast an instance measured itself to be. Travels with the weights, for siblings on the same hardware."""
+
+    hardware: str
+    threads: int
+    samples: Sequence[tuple[tuple[int, int, int, int], float]]
 
 
 class Load(msgspec.Struct, frozen=True, tag="load"):
     """Read a model into shared memory. Answered by `Loaded` or `LoadFailed`."""
 
     directory: str
+    """Of the checkpoint. If it lacks a `config.json`, all but the weights is fetched into it from a donor."""
     device: str
     """A torch device, or "auto"."""
     dtype: str
@@ -21,6 +56,7 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
     instances: int
     environment: dict[str, str] = {}
     """Variables in force while it is read: which devices may be seen."""
+    weights: WeightsSpec = WeightsSpec()
 
 
 class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
@@ -35,6 +71,30 @@ class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
     vocab_size: int
     eos_ids: list[int]
     load_s: float
+    hardware: str = ""
+    """What it computes on, in words that are equal where times may be compared."""
+    origin: str = "disk"
+    """By which way the weights came: attach, shm, unix, tcp or disk."""
+    donor: str = ""
+    """Who gave them, for people."""
+    failures: list[str] = []
+    """Why candidates did not."""
+    phases_s: dict[str, float] = {}
+    """Seconds by phase of the load."""
+    profile: Profile | None = None
+    """A sibling's, if its hardware is this."""
+
+
+class Offered(msgspec.Struct, frozen=True, tag="offered"):
+    """With this the weights can be had from here. Said once, before `Loaded` where they are lent while they come."""
+
+    offer: bytes
+
+
+class Digested(msgspec.Struct, frozen=True, tag="digested"):
+    """The root digest of the weights that are lent is known."""
+
+    digest: bytes
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):
@@ -61,6 +121,8 @@ class Fork(msgspec.Struct, frozen=True, tag="fork"):
     """Variables in force for this instance: which devices it may see."""
     peers_host: str | None = None
     """The address at which peers on other hosts reach this one; None: all peers are on this host."""
+    weights: bytes = b""
+    """What a sibling's `Ready` said of its weights; empty: copy them from the host."""
 
 
 class Forked(msgspec.Struct, frozen=True, tag="forked"):
@@ -80,8 +142,8 @@ class Warm(msgspec.Struct, frozen=True, tag="warm"):
     import_s: float
 
 
-ToZygote = Load | Fork
-FromZygote = Warm | Loaded | LoadFailed | Forked | Exited
+ToZygote = Load | Fork | Profile
+FromZygote = Warm | Loaded | LoadFailed | Offered | Digested | Forked | Exited
 
 DATAGRAM_BYTES_MAX = 1 << 16
 

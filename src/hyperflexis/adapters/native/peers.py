@@ -8,8 +8,8 @@ sleeps can look. Knows blocks, no sequences, and nothing of what decides where l
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
+import math
 import os
 import threading
 from collections import deque
@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
-
+from hyperflexis.adapters.native.pages import populate
 from hyperflexis.engine.kv import KvPool, ranges
 from hyperflexis.transfer.descriptor import Descriptor, read_descriptor
 from hyperflexis.transfer.errors import RefusedError, TransferError, Unreachable
@@ -36,8 +35,6 @@ LEASE_S = 30.0
 PULL_S = 30.0
 """The most that a pull may take before it counts as lost."""
 _TRIALS = 2
-_TOUCHED_BYTES = 16 << 20
-_MADV_POPULATE_WRITE = 23
 _TYPICAL_BLOCKS = 32
 """What is asked for to say what a block costs: the set-up is shared by so many."""
 
@@ -60,17 +57,6 @@ class Pulled:
     bytes: int = 0
     seconds: float = 0.0
     medium: str = ""
-
-
-def _touch(memory: memoryview) -> None:
-    """Have the kernel make all pages now: with each made when it is first written, a copy takes ten times as long."""
-    pages = np.frombuffer(memory, np.uint8)
-    libc = ctypes.CDLL(None, use_errno=True)
-    for start in range(0, pages.size, _TOUCHED_BYTES):
-        piece = pages[start : start + _TOUCHED_BYTES]
-        # Without the interpreter's lock. A kernel before 5.14 does not know how, and goes on as it would.
-        if libc.madvise(ctypes.c_void_p(piece.ctypes.data), ctypes.c_size_t(piece.size), _MADV_POPULATE_WRITE) != 0:
-            return
 
 
 class _Lent(NamedTuple):
@@ -109,6 +95,7 @@ class Peers:
         self._lease_s = lease_s
         self._source = source
         self._receiver = receiver
+        self._weights: Region | None = None
         self._lent: dict[int, _Lent] = {}
         self._links: dict[int, _Link] = {}
         self._wanted: dict[int, int] = {}
@@ -143,6 +130,20 @@ class Peers:
             self._lent[peer] = _Lent(region, version)
         return self._source.describe(region).to_bytes()
 
+    def lend_weights(self, flat: Any) -> bytes:
+        """Return the descriptor with which siblings may copy these from this device, as long as it has them."""
+        if self._source is None:
+            self._source = Source(tcp_host=None)
+        self._weights = self._source.expose(flat, math.inf, "weights")
+        return self._source.describe(self._weights).to_bytes()
+
+    def withdraw_weights(self) -> None:
+        """They are about to be dropped."""
+        if self._weights is not None:
+            assert self._source is not None
+            self._source.revoke(self._weights)
+            self._weights = None
+
     def reclaim(self, peer: int, version: int) -> None:
         """Take back what was lent under this version, or an older one. Pulls that are on their way will notice."""
         with self._lock:
@@ -176,7 +177,7 @@ class Peers:
             self._receiver = Receiver()
         if isinstance(self._buffer, SharedMemory) and not self._is_touched:
             self._is_touched = True
-            threading.Thread(target=_touch, args=(self._buffer.view,), name="kv-pages", daemon=True).start()
+            threading.Thread(target=populate, args=(self._buffer.view,), name="kv-pages", daemon=True).start()
         connect = threading.Thread(target=self._connect, args=(peer, version, descriptor), daemon=True)
         connect.start()
 
@@ -189,6 +190,12 @@ class Peers:
             for of_peer, transfer in list(self._pulls.values()):
                 if of_peer == peer:
                     transfer.cancel()
+
+    @property
+    def lent_to(self) -> list[int]:
+        """The peers that may take KV from here."""
+        with self._lock:
+            return sorted(self._lent)
 
     def refusal(self, peer: int, version: int) -> str:
         """Why nothing can be pulled from there by the link of this version; empty if it can."""

@@ -122,7 +122,7 @@ def load_engine(order: Load, threads: int) -> Engine:
     outcome = loading.load(order)
     if isinstance(outcome, LoadFailed):
         raise StartError(outcome.reason, outcome.hint)
-    model, loaded = outcome
+    model, loaded, _ = outcome
     torch.set_num_threads(threads)
     hardware = torch.cuda.get_device_name(loaded.device) if loaded.device.startswith("cuda") else loaded.device
     return Engine(_runner(model, loaded, order.block_tokens), loaded, torch.__version__, hardware)

@@ -15,6 +15,7 @@ import socket
 from typing import NoReturn
 
 from hyperflexis.adapters.native import instance, loading
+from hyperflexis.adapters.native.child import Child
 from hyperflexis.adapters.native.lineage import die_with_parent
 from hyperflexis.adapters.native.messages import (
     DATAGRAM_BYTES_MAX,
@@ -24,6 +25,7 @@ from hyperflexis.adapters.native.messages import (
     FromZygote,
     Load,
     LoadFailed,
+    Profile,
     decode_to_zygote,
     encode,
 )
@@ -37,24 +39,27 @@ class Zygote:
     def __init__(self, control: socket.socket) -> None:
         self._control = control
         self._model: loading.Model | None = None
+        self._keeper: Child | None = None
         self._children: dict[int, tuple[int, int]] = {}
         """By the descriptor that becomes readable when it ends: (pid, number of the fork)."""
         self._poll = select.poll()
         self._poll.register(control, select.POLLIN)
+        # What is alive now is shared with every child; a collection that wrote to it would copy its pages.
+        gc.collect()
+        gc.freeze()
 
     def say(self, message: FromZygote) -> None:
         self._control.send(encode(message))
 
     def serve(self) -> None:
         """Return when the parent has closed the socket."""
-        # What is alive now is shared with every child; a collection that wrote to it would copy its pages.
-        gc.collect()
-        gc.freeze()
-        with contextlib.suppress(BrokenPipeError):  # The parent has closed it while something was being said.
+        with contextlib.suppress(ConnectionError):  # The parent has closed it while something was being said.
             while True:
                 for descriptor, _ in self._poll.poll():
                     if descriptor in self._children:
                         self._reap(descriptor)
+                    elif self._keeper is not None and descriptor == self._keeper.sock.fileno():
+                        self._pass_on(self._keeper)
                     elif not self._take():
                         return
 
@@ -65,17 +70,44 @@ class Zygote:
         message = decode_to_zygote(data)
         if isinstance(message, Load):
             self._load(message)
+        elif isinstance(message, Profile):
+            self._tell_keeper(data)
         else:
             self._fork(message, socket.socket(fileno=descriptors[0]))
         return True
 
     def _load(self, order: Load) -> None:
-        outcome = loading.load(order)
+        outcome = loading.load(order, self.say)
         if isinstance(outcome, LoadFailed):
             self.say(outcome)
             return
-        self._model, loaded = outcome
+        if self._keeper is not None:
+            self._bury_keeper(self._keeper)
+        self._model, loaded, self._keeper = outcome
+        if self._keeper is not None:
+            self._poll.register(self._keeper.sock, select.POLLIN)
         self.say(loaded)
+
+    # -- the process that lends the weights; all else goes on without it
+
+    def _pass_on(self, keeper: Child) -> None:
+        data, _ = keeper.hear()
+        if data:
+            self._control.send(data)
+        else:
+            log.warning("weights are lent no more: the process that did it %s", self._bury_keeper(keeper))
+
+    def _tell_keeper(self, data: bytes) -> None:
+        if self._keeper is not None:
+            with contextlib.suppress(OSError):  # It has just ended, of which it will be heard.
+                self._keeper.sock.send(data)
+
+    def _bury_keeper(self, keeper: Child) -> str:
+        self._poll.unregister(keeper.sock)
+        self._keeper = None
+        return keeper.end()
+
+    # -- instances
 
     def _fork(self, order: Fork, sock: socket.socket) -> None:
         assert self._model is not None, "an instance was asked for before a model"
@@ -101,6 +133,8 @@ class Zygote:
         try:
             die_with_parent(parent_pid)
             self._control.close()
+            if self._keeper is not None:
+                self._keeper.sock.close()
             for descriptor in self._children:
                 os.close(descriptor)
             status = instance.run(sock, order, self._model)

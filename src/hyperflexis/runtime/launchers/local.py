@@ -7,11 +7,11 @@ for. Accelerators are taken in turn.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hyperflexis.adapters.contract import Adapter, Listener
 from hyperflexis.adapters.native.host import ZygoteHost
-from hyperflexis.adapters.native.messages import Fork, Load, Loaded
+from hyperflexis.adapters.native.messages import Fork, Load, Loaded, Profile, WeightsSpec
 from hyperflexis.core.instance import Role
 from hyperflexis.wire.messages import News, Ready, StepReport
 
@@ -35,6 +35,8 @@ class LocalSpec:
     """What is known of its steps; none: the first instance measures."""
     checks_transfers: bool = False
     """Whether KV that comes from other instances is compared with theirs."""
+    weights: WeightsSpec = field(default_factory=WeightsSpec)
+    """Where they may come from besides the disk, and whether they are lent on."""
 
 
 class LocalLauncher:
@@ -44,16 +46,25 @@ class LocalLauncher:
         self._zygote = zygote
         self._spec = spec
         self.loaded = loaded
-        self._samples = spec.samples
+        sibling = loaded.profile
+        self._samples = spec.samples or (sibling.samples if sibling and sibling.threads == spec.threads else ())
+        self._sibling_weights = b""
+        """Where the last instance that became ready lends them, if it is on a device."""
+        self._tell_of_samples()
+
+    @staticmethod
+    def prepare() -> ZygoteHost:
+        """Start a zygote without a model: what is imported by then, a later `start` need not wait for."""
+        return ZygoteHost()
 
     @classmethod
-    async def start(cls, spec: LocalSpec) -> LocalLauncher:
-        """Start a zygote and load the model.
+    async def start(cls, spec: LocalSpec, zygote: ZygoteHost | None = None) -> LocalLauncher:
+        """Load the model, into a zygote that was prepared or into a new one.
 
         Raises:
             StartError: the model cannot be loaded; says why and what may help.
         """
-        zygote = ZygoteHost()
+        zygote = zygote or ZygoteHost()
         try:
             order = Load(
                 directory=spec.directory,
@@ -62,6 +73,7 @@ class LocalLauncher:
                 block_tokens=spec.block_tokens,
                 kv_bytes=spec.kv_bytes,
                 instances=spec.instances,
+                weights=spec.weights,
             )
             return cls(zygote, spec, await zygote.load(order))
         except BaseException:
@@ -79,6 +91,7 @@ class LocalLauncher:
             seqs_max=self._spec.seqs_max,
             samples=self._samples,
             checks_transfers=self._spec.checks_transfers,
+            weights=self._sibling_weights,
         )
         return self._zygote.fork(order, _Remembering(self, listener))
 
@@ -90,9 +103,26 @@ class LocalLauncher:
         """Process ids of living instances."""
         return self._zygote.pids
 
+    async def offer(self) -> bytes:
+        """What leads other starts to these weights; empty if they are not lent."""
+        return await self._zygote.offer()
+
+    @property
+    def digest(self) -> bytes:
+        """Root digest of the weights that are lent, once it is known."""
+        return self._zygote.digest
+
     def remember(self, ready: Ready) -> None:
         """Siblings compute the same model on the same kind of device: what one measured, the next need not."""
-        self._samples = self._samples or ready.samples
+        self._sibling_weights = ready.weights
+        if not self._samples:
+            self._samples = ready.samples
+            self._tell_of_samples()
+
+    def _tell_of_samples(self) -> None:
+        """Siblings elsewhere need not measure either."""
+        if self._samples and self._spec.weights.lends:
+            self._zygote.tell(Profile(self.loaded.hardware, self._spec.threads, self._samples))
 
     def _device(self, instance_id: int) -> str:
         count = self.loaded.device_count
