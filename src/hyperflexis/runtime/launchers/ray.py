@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from hyperflexis.adapters.native.messages import Loaded, LoadFailed
@@ -52,6 +52,7 @@ HEAD_SILENT_S = 5.0
 Actor: TypeAlias = Any
 """A handle of Ray's, whose types know nothing of the methods behind it."""
 
+PARENT_ASKED_S = 2.0
 DOUBT_S = 30.0
 """Ray takes up to about half of this to see that a node has gone; until then it goes on to place on it."""
 _FIRST = 0
@@ -88,8 +89,11 @@ class Seat:
         return About(context.get_node_id(), str(ray.util.get_node_ip_address()), environment)  # type: ignore[no-untyped-call]
 
     async def hold(self) -> None:
-        """Never return: whoever waits for it hears of the seat's end."""
-        await asyncio.Event().wait()
+        """Never return: whoever waits for it hears of the seat's end, which comes with that of Ray's process here."""
+        parent_pid = os.getppid()
+        while os.getppid() == parent_pid:  # noqa: ASYNC110 there is no event for it
+            await asyncio.sleep(PARENT_ASKED_S)
+        os._exit(1)
 
 
 class House(NamedTuple):
@@ -218,6 +222,8 @@ class Broker:
             why = await _first(house.steward.ended.remote(number), seat.hold.remote())
         except NotLoadedError as error:
             why = str(error)
+        except (ActorDiedError, ActorUnavailableError):
+            why = "Ray has lost its node, or its seat there"
         except RayError as error:
             why = f"Ray has ended it: {_first_line(error)}"
         finally:
