@@ -87,6 +87,8 @@ def test_instances_stand_on_different_nodes_and_answer_alike(world: World) -> No
             await each.until_finished(1)
         assert heard[0].tokens == heard[1].tokens
         assert len(set(world.launcher.places.values())) == 2
+        origins = {each.origin for each in world.launcher._launched.values()}
+        assert origins == {"disk", "tcp"} if can_stand_apart() else len(origins) == 2
         for adapter in adapters:
             adapter.close()
         assert world.launcher.places == {}

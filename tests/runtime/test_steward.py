@@ -43,7 +43,7 @@ class House:
 
     async def open(self) -> None:
         self.door = await self.steward.open()
-        loaded = await self.steward.load(LOAD, "")
+        loaded = await self.steward.load(LOAD, "", [])
         assert isinstance(loaded, Loaded)
         self.fork = Fork(0, "cpu", 1, 16, loaded.blocks, 8)
 
@@ -206,7 +206,7 @@ def test_instance_that_is_expelled_while_it_is_forked_ends(house: House) -> None
 def test_model_that_is_not_on_the_node(house: House, tmp_path: Path) -> None:
     async def play() -> None:
         order = Load(str(tmp_path / "absent"), "cpu", "auto", 16, None, 1)
-        failed = await house.steward.load(order, "")
+        failed = await house.steward.load(order, "", [])
         assert isinstance(failed, LoadFailed)
         assert failed.reason == f"node 127.0.0.1: there is no directory {tmp_path / 'absent'}"
         assert "same path on every node" in failed.hint
@@ -214,8 +214,25 @@ def test_model_that_is_not_on_the_node(house: House, tmp_path: Path) -> None:
     house.play(play())
 
 
+def test_model_that_is_not_on_the_node_comes_from_another(house: House, tmp_path: Path) -> None:
+    async def play() -> None:
+        offer = await house.steward.offer()
+        receiver = Steward("127.0.0.1")
+        await receiver.open()
+        try:
+            order = Load(str(tmp_path / "absent"), "cpu", "float32", 16, 1 << 22, 1)
+            loaded = await receiver.load(order, "", [offer])
+            assert isinstance(loaded, Loaded)
+            assert loaded.origin != "disk"
+            assert await receiver.offer(), "it does not lend them on"
+        finally:
+            await receiver.close()
+
+    house.play(play())
+
+
 def test_demo_model_is_found_where_the_package_is(house: House) -> None:
-    assert house.steward._located("", "") == DEMO_MODEL
+    assert house.steward._located("", "", []) == str(DEMO_MODEL)
 
 
 def test_it_leaves_when_it_has_neither_node_nor_gateway(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -304,6 +304,8 @@ class _Launched:
         self.adapter = _ClusterAdapter(self, loop)
         self.door: Door | None = None
         """Where it is, once a node expects it."""
+        self.origin = ""
+        """How the weights came to that node."""
         self._launcher = launcher
         self._listener = listener
         self._stands = launcher.room_words()
@@ -322,7 +324,9 @@ class _Launched:
         if isinstance(message, Seated):
             self._stands = f"node {message.address} has room for it and reads the model"
         elif isinstance(message, Admitted):
-            self._stands = f"it starts on node {message.door.host}"
+            self._stands = f"it starts on node {message.door.host}, whose weights came by {message.origin}"
+            log.info("i%d: %s", self.instance_id, self._stands)
+            self.origin = message.origin
             self.door = message.door
             self._launcher.admit(self, message.door)
         elif self.door is None:

@@ -124,6 +124,8 @@ class Broker:
         """Set while Ray's head answers: without it nothing can be placed, and calls to Ray may block."""
         self._houses: dict[str, asyncio.Task[House]] = {}
         """By node."""
+        self._offers: dict[str, bytes] = {}
+        """What leads to the weights of each node that has some, the newest last."""
         self._doubtful: dict[str, float] = {}
         """Nodes that the gateway has lost, and until when nothing is wished to be there."""
         self._lives: dict[int, asyncio.Task[None]] = {}
@@ -218,7 +220,7 @@ class Broker:
                 order.fork, device=house.loaded.device, blocks=house.loaded.blocks, environment=about.environment
             )
             await house.steward.admit.remote(number, fork, order.token)
-            self._say(Admitted(number, house.door))
+            self._say(Admitted(number, house.door, house.loaded.origin))
             why = await _first(house.steward.ended.remote(number), seat.hold.remote())
         except NotLoadedError as error:
             why = str(error)
@@ -275,6 +277,7 @@ class Broker:
             house = await building
             await house.steward.hold.remote()
         del self._houses[node_id]
+        self._offers.pop(node_id, None)
         if house is not None:
             self._say(Closed(house.door))
 
@@ -291,10 +294,19 @@ class Broker:
         load = msgspec.structs.replace(
             self._order.load, instances=self._neighbours(about.node_id), environment=about.environment
         )
-        loaded = await steward.load.remote(load, self._order.hub_id)
+        candidates = list(reversed(self._offers.values()))
+        offering = self._keep(self._remember_offer(about.node_id, steward))
+        loaded = await steward.load.remote(load, self._order.hub_id, candidates)
+        await asyncio.wait((offering,))
         if isinstance(loaded, LoadFailed):
             raise NotLoadedError(loaded)
         return House(steward, door, loaded)
+
+    async def _remember_offer(self, node_id: str, steward: Actor) -> None:
+        """Of a node that is still being filled, too: those that come after it form a chain, so none serves them all."""
+        with contextlib.suppress(RayError):
+            if offer := await steward.offer.remote():
+                self._offers[node_id] = offer
 
     def _neighbours(self, node_id: str) -> int:
         """How many instances may come to share what a node has of memory."""

@@ -81,6 +81,8 @@ class Admitted(msgspec.Struct, frozen=True, tag="admitted"):
 
     number: int
     door: Door
+    origin: str
+    """How the weights came to that node: from its disk, or by which medium from another."""
 
 
 class Closed(msgspec.Struct, frozen=True, tag="closed"):

@@ -21,7 +21,7 @@ import msgspec
 
 from hyperflexis.adapters.native.host import StartError, ZygoteHost
 from hyperflexis.adapters.native.lineage import exit_in_words
-from hyperflexis.adapters.native.messages import Fork, Load, Loaded, LoadFailed
+from hyperflexis.adapters.native.messages import Fork, Load, Loaded, LoadFailed, WeightsSpec
 from hyperflexis.runtime.checkpoint import CheckpointUnavailableError, demo_directory, fetch
 from hyperflexis.runtime.launchers.ray_words import TOKEN_BYTES, Door
 
@@ -56,13 +56,18 @@ class Steward:
         self._lingering = asyncio.create_task(self._leave_if_forgotten())
         return Door(self._host, self._listener.getsockname()[1], self._token)
 
-    async def load(self, order: Load, hub_id: str) -> Loaded | LoadFailed:
-        """Read the model, from where it is on this node."""
+    async def load(self, order: Load, hub_id: str, candidates: list[bytes]) -> Loaded | LoadFailed:
+        """Take the model's weights from another node that offers them, else from where they are on this one."""
+        weights = WeightsSpec(candidates=candidates, lends=True, host=self._host)
         try:
-            directory = await asyncio.to_thread(self._located, order.directory, hub_id)
-            return await self._zygote.load(msgspec.structs.replace(order, directory=str(directory)))
+            directory = await asyncio.to_thread(self._located, order.directory, hub_id, candidates)
+            return await self._zygote.load(msgspec.structs.replace(order, directory=directory, weights=weights))
         except (StartError, CheckpointUnavailableError) as error:
             return LoadFailed(f"node {self._host}: {error}", error.hint)
+
+    async def offer(self) -> bytes:
+        """What leads other nodes to the weights, as soon as the first of them are here; empty if there will be none."""
+        return await self._zygote.offer()
 
     async def admit(self, number: int, order: Fork, token: bytes) -> None:
         """Fork this instance as soon as somebody brings its token."""
@@ -105,13 +110,16 @@ class Steward:
             await asyncio.sleep(FORGOTTEN_ASKED_S)
         os._exit(1)  # The zygote and what it has forked follow.
 
-    def _located(self, directory: str, hub_id: str) -> Path:
+    def _located(self, directory: str, hub_id: str, candidates: list[bytes]) -> str:
+        """The model's directory; empty where even its configuration has to come from another node."""
         if not directory:
-            return demo_directory()
+            return str(demo_directory())
         if Path(directory).is_dir():
-            return Path(directory)
+            return directory
+        if candidates:
+            return ""
         if hub_id:
-            return fetch(hub_id)
+            return str(fetch(hub_id))
         raise StartError(
             f"there is no directory {directory}",
             "put the model at the same path on every node, or on a disk that they share, or give a Hugging Face id",
