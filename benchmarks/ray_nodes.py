@@ -32,7 +32,7 @@ from runtime.live_world import Client
 from runtime.ray_world import Fleet, RayCluster
 
 ASKS = [([5 + 3 * index, 7, 11 + index] * (4 + index), 120 + index) for index in range(20)]
-ROUNDS = 5
+ROUNDS = 3
 
 
 class Timed(Client):

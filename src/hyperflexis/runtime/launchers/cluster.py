@@ -182,10 +182,10 @@ class RayLauncher:
 
     @property
     def _need(self) -> str:
-        cpus, gpus = self._spec.cpus, self._spec.gpus
-        return f"{cpus:g} CPU" + (
-            "" if gpus == 0 else ", and a GPU if there are any" if gpus is None else f", {gpus:g} GPU"
-        )
+        cpus, gpus = f"{self._spec.cpus:g} CPU", self._spec.gpus
+        if gpus is None:
+            return cpus if self._spec.device == "cpu" else f"{cpus} and, if the cluster has any, a GPU"
+        return f"{cpus} and {gpus:g} GPU" if gpus else cpus
 
     # -- the process that speaks to Ray
 
