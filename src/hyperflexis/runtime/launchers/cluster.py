@@ -138,6 +138,7 @@ class RayLauncher:
 
     def launch(self, instance_id: int, role: Role, listener: Listener) -> Adapter:
         """Ask for an instance. It learns of its role when it is ready, as of any other rules."""
+        self._speak()
         self._launches += 1
         number, spec = self._launches, self._spec
         fork = Fork(
@@ -155,8 +156,6 @@ class RayLauncher:
         self._launched[number] = launched
         if self._is_begun:
             self._say(order)
-        else:
-            self._speak()
         return launched.adapter
 
     async def close(self) -> None:
