@@ -112,12 +112,13 @@ class RayCluster:
 class Fleet:
     """A live driver over a launcher, while a test lasts; every invariant of the core is checked at every event."""
 
-    def __init__(self, launcher: RayLauncher, *roles: Role, binds: bool = False) -> None:
+    def __init__(self, launcher: RayLauncher, *roles: Role, binds: bool = False, client: type[Client] = Client) -> None:
         binder = LeastPace() if binds else None
         policy = Policy("test", SloDispatcher(separation=0), StepRules(prefill_tokens_max=96), binder=binder)
         self.control = CheckedControlPlane(policy, FixedFleet(len(roles), roles))
         self.control.journal = []
         self.launcher = launcher
+        self._client = client
         self.driver = Driver(self.control, launcher, block_tokens=16)
 
     async def __aenter__(self) -> Fleet:
@@ -139,7 +140,7 @@ class Fleet:
                 await asyncio.sleep(0.005)
 
     def submit(self, prompt: list[int], max_tokens: int) -> Client:
-        client = Client(generate(prompt, max_tokens, sampling=Sampling(temperature=0.0)))
+        client = self._client(generate(prompt, max_tokens, sampling=Sampling(temperature=0.0)))
         client.ticket = self.driver.submit(client.request, client)
         return client
 

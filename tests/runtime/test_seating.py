@@ -71,9 +71,13 @@ def test_a_node_with_the_weights_comes_first_among_equals() -> None:
     assert choose(there, {"a": ["mixed"]}, ["c"], role="mixed", need=ONE_CPU, strategy="auto") == "c"
 
 
-@pytest.mark.parametrize(("need", "most"), [(Need(2, 0), 4), (Need(2, 0.5), 2), (Need(0, 0), 0), (Need(0, 1), 1)])
-def test_most_on_a_node(need: Need, most: int) -> None:
-    assert need.most_on(Node("a", 8.0, 1.0)) == most
+@pytest.mark.parametrize(
+    ("need", "sharers"),
+    [(Need(2, 0), 4), (Need(3, 0), 2), (Need(0, 0), 5), (Need(16, 0), 1), (Need(1, 1), 1), (Need(1, 0.5), 2)],
+)
+def test_how_many_share_memory(need: Need, sharers: int) -> None:
+    """On a GPU those that share it, else those that the node has room for; never more than there are to be."""
+    assert need.sharers(Node("a", 8.0, 8.0), 5) == sharers
 
 
 roles = st.lists(st.sampled_from(["prefill", "decode", "mixed"]), max_size=12)

@@ -138,6 +138,7 @@ class RayLauncher:
 
     def launch(self, instance_id: int, role: Role, listener: Listener) -> Adapter:
         """Ask for an instance. It learns of its role when it is ready, as of any other rules."""
+        self._speak()
         self._launches += 1
         number, spec = self._launches, self._spec
         fork = Fork(
@@ -155,8 +156,6 @@ class RayLauncher:
         self._launched[number] = launched
         if self._is_begun:
             self._say(order)
-        else:
-            self._speak()
         return launched.adapter
 
     async def close(self) -> None:
@@ -182,10 +181,10 @@ class RayLauncher:
 
     @property
     def _need(self) -> str:
-        cpus, gpus = self._spec.cpus, self._spec.gpus
-        return f"{cpus:g} CPU" + (
-            "" if gpus == 0 else ", and a GPU if there are any" if gpus is None else f", {gpus:g} GPU"
-        )
+        cpus, gpus = f"{self._spec.cpus:g} CPU", self._spec.gpus
+        if gpus is None:
+            return cpus if self._spec.device == "cpu" else f"{cpus} and, if the cluster has any, a GPU"
+        return f"{cpus} and {gpus:g} GPU" if gpus else cpus
 
     # -- the process that speaks to Ray
 

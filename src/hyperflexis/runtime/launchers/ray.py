@@ -291,9 +291,10 @@ class Broker:
         options = {"num_cpus": 0, "scheduling_strategy": pinned, "max_concurrency": _CALLS_MAX}
         steward: Actor = ray.remote(Steward).options(**options).remote(about.address)
         door = await steward.open.remote()
-        load = msgspec.structs.replace(
-            self._order.load, instances=self._neighbours(about.node_id), environment=about.environment
-        )
+        load = self._order.load
+        node = next((node for node in self._nodes if node.id == about.node_id), None)
+        sharers = self._need.sharers(node, load.instances) if node else load.instances
+        load = msgspec.structs.replace(load, instances=sharers, environment=about.environment)
         candidates = list(reversed(self._offers.values()))
         offering = self._keep(self._remember_offer(about.node_id, steward))
         loaded = await steward.load.remote(load, self._order.hub_id, candidates)
@@ -307,11 +308,6 @@ class Broker:
         with contextlib.suppress(RayError):
             if offer := await steward.offer.remote():
                 self._offers[node_id] = offer
-
-    def _neighbours(self, node_id: str) -> int:
-        """How many instances may come to share what a node has of memory."""
-        room = next((self._need.most_on(node) for node in self._nodes if node.id == node_id), 0)
-        return max(1, min(room, self._order.load.instances))
 
 
 def _where(order: Begin) -> str:

@@ -31,10 +31,15 @@ class Need(NamedTuple):
         """Whether that many of them have room on an empty node."""
         return self.cpus * instances <= node.cpus and self.gpus * instances <= node.gpus
 
-    def most_on(self, node: Node) -> int:
-        """How many of them a node has room for; 0 also where they take nothing, which is no measure."""
-        shares = [has // takes for has, takes in ((node.cpus, self.cpus), (node.gpus, self.gpus)) if takes > 0]
-        return int(min(shares, default=0))
+    def sharers(self, node: Node, instances: int) -> int:
+        """How many of so many instances may come to share the memory that they compute in: a device's or the node's."""
+        if self.gpus > 0:
+            most = int(1 / self.gpus)
+        elif self.cpus > 0:
+            most = int(node.cpus / self.cpus)
+        else:
+            most = instances
+        return max(1, min(most, instances))
 
 
 def choose(
