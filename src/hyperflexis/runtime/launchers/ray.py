@@ -49,10 +49,8 @@ HEAD_ASKED_S = 1.0
 """How often Ray's head is asked whether it is there."""
 HEAD_SILENT_S = 5.0
 """Without an answer for so long it counts as lost."""
-Actor: TypeAlias = Any
-"""A handle of Ray's, whose types know nothing of the methods behind it."""
-
 PARENT_ASKED_S = 2.0
+"""How often a seat looks whether the process of Ray that started it is there."""
 DOUBT_S = 30.0
 """Ray takes up to about half of this to see that a node has gone; until then it goes on to place on it."""
 _FIRST = 0
@@ -63,6 +61,8 @@ _JOIN = (
     "`ray start --head` on one machine begins a cluster, `ray start --address=HOST:6379` on each further one joins it, "
     "this one included; then give --ray-address HOST:6379"
 )
+Actor: TypeAlias = Any
+"""A handle of Ray's, whose types know nothing of the methods behind it."""
 VISIBLE_DEVICES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 """What Ray says by these, in a process that has reserved GPUs, is what the instance may use."""
 

@@ -31,6 +31,7 @@ GREETING_S = 5.0
 """What a stranger may take to bring its token."""
 STRANGERS_MAX = 64
 FORGOTTEN_ASKED_S = 2.0
+"""How often it looks whether anybody needs it."""
 _PAUSE_S = 0.2
 """Before the next try to accept when the process has no descriptor left."""
 
