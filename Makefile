@@ -23,7 +23,7 @@ setup: $(INSTALLED) ## Make .venv with everything that serving and the tests nee
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; say which with PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[engine,test]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[engine,ray,test]'
 	@touch $@
 
 serve: setup ## Serve MODEL (default: the demo model) on PORT, with ARGS
@@ -42,7 +42,7 @@ check: setup ## Check format, lint, types and the import arrows
 	$(BIN)/pytest tests/test_architecture.py
 
 bench: setup ## Run all benchmarks (about 40 minutes on an idle machine) into benchmarks/results
-	for name in startup gateway_cost two_classes engine_step sim_speed dispatch_cost parity transfer migration role_switch weights; do $(BIN)/python benchmarks/$$name.py --json benchmarks/results/$$name.json || failed=1; done; exit $${failed:-0}
+	for name in startup gateway_cost two_classes engine_step sim_speed dispatch_cost parity transfer migration role_switch weights ray_nodes; do $(BIN)/python benchmarks/$$name.py --json benchmarks/results/$$name.json || failed=1; done; exit $${failed:-0}
 
 bench-scheduling: setup ## Compare all policies on all scenarios (hours; TRACES: their folder; ARGS=--quick: minutes) and write the page
 	$(BIN)/python benchmarks/scheduling.py $(if $(TRACES),--traces $(TRACES)) $(ARGS)

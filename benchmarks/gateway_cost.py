@@ -71,7 +71,9 @@ async def serve_ours(tokens: list[int]) -> None:
             )
             os.sched_setaffinity(process.pid, {CLIENT_CORE})
             theirs.close()
-            return NativeAdapter(ours, listener, asyncio.get_running_loop())
+            adapter = NativeAdapter(listener, asyncio.get_running_loop())
+            adapter.connect(ours)
+            return adapter
 
     driver = Driver(ControlPlane(create("hyperflexis", 2048), FleetBounds.fixed(2)), StandIns(), 16)
     driver.start()

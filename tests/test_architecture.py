@@ -187,7 +187,18 @@ def test_every_part_has_a_row() -> None:
     assert parts - WIRING <= set(MAY_IMPORT)
 
 
-PROBES = ["", ".core", ".policies", ".wire.messages", ".sim", ".gateway", ".transfer.receiver", ".cli.main"]
+PROBES = [
+    "",
+    ".core",
+    ".policies",
+    ".wire.messages",
+    ".sim",
+    ".gateway",
+    ".transfer.receiver",
+    ".cli.main",
+    ".cli.serve",
+]
+PROBES += [f".runtime.launchers.{name}" for name in ("local", "cluster", "steward", "ray_words", "__main__")]
 
 
 @pytest.mark.parametrize("name", [PACKAGE + probe for probe in PROBES])
@@ -249,6 +260,7 @@ PLANTED = {
     "nixl in two files": ("transfer/shm.py", "import nixl"),
     "torch in the runtime": ("runtime/driver.py", "from torch import Tensor"),
     "ray in two files": ("runtime/driver.py", "import ray"),
+    "ray in another launcher": ("runtime/launchers/cluster.py", "def f():\n    from ray import util"),
     "vllm in two files": ("runtime/driver.py", "import vllm"),
     "pydantic outside cli": ("gateway/a.py", "import pydantic"),
     "inside a function": ("engine/a.py", "def f():\n    from hyperflexis.core import slo"),

@@ -28,7 +28,9 @@ class Peer:
         self._frames: Frames[Any] = Frames(ToInstance)
 
     def adapter(self, heard: Heard) -> NativeAdapter:
-        return NativeAdapter(self.theirs, heard, asyncio.get_running_loop())
+        adapter = NativeAdapter(heard, asyncio.get_running_loop())
+        adapter.connect(self.theirs)
+        return adapter
 
     def say(self, *messages: Any) -> None:
         self.sock.sendall(b"".join(map(frame, messages)))

@@ -88,6 +88,29 @@ def test_blocks_come_as_they_are() -> None:
         assert not target.pool.data[2].any()
 
 
+def test_blocks_come_from_another_host_by_tcp() -> None:
+    source, target = End(host="127.0.0.1"), End(receiver=Receiver(media=["tcp"]))
+    try:
+        source.pool.data.copy_(torch.randn(source.pool.data.shape))
+        assert link(source, target) == Joined(0, 1)
+        done = target.pull([3, 9], [7, 0])
+        assert (done.why, done.medium) == ("", "tcp")
+        assert torch.equal(source.pool.data[3], target.pool.data[7])
+        assert torch.equal(source.pool.data[9], target.pool.data[0])
+    finally:
+        target.peers.close()
+        source.peers.close()
+
+
+def test_without_an_address_there_is_no_way_from_another_host() -> None:
+    source, target = End(), End(receiver=Receiver(media=["tcp"]))
+    try:
+        assert link(source, target).why
+    finally:
+        target.peers.close()
+        source.peers.close()
+
+
 def test_pool_that_lies_in_memory_of_its_owner_is_all_zeros() -> None:
     end, config = End(), ModelConfig.from_directory(DEMO_MODEL)
     assert not end.pool.data.any()

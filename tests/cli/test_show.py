@@ -67,14 +67,8 @@ def test_every_key_is_shown_once_and_only_sections_lack_a_source(deployment: Dep
 
 
 def _headings(deployment: Deployment) -> list[str]:
-    return [
-        "engine",
-        "limits",
-        "prices",
-        "scaling",
-        "weights",
-        *(["classes", *deployment.classes] if deployment.classes else []),
-    ]
+    sections = ["ray", "engine", "limits", "prices", "scaling", "weights"]
+    return [*sections, *(["classes", *deployment.classes] if deployment.classes else [])]
 
 
 def _quoted(name: str) -> str:
@@ -104,6 +98,14 @@ def test_comments_are_aligned_and_name_the_source(tmp_path: Path) -> None:
         "host: 127.0.0.1             # default",
         "port: 1                     # serve.yaml:1",
         "policy: hyperflexis         # default",
+        "launcher: local             # default",
+        "ray:",
+        "  address: null             # default: that of the cluster around this machine",
+        "  cpus_per_instance: 1      # default",
+        "  gpus_per_instance: null   # default: 1 if the cluster has any",
+        "  strategy: auto            # default",
+        "  start_timeout_s: 600      # default",
+        "  silence_timeout_s: 10     # default",
         "engine:",
         "  block_tokens: 16          # default",
         "  kv_cache_gib: null        # default: what the device has free",

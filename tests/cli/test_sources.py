@@ -183,7 +183,8 @@ def test_promises_that_contradict_each_other_are_refused(shorter: str, tmp_path:
 def _example(key: keys.Key) -> str:
     """A value of the key's type that is not its default."""
     examples = {"device": "cpu", "policy": "round_robin", "dtype": "float16", "default_class": "a_class"}
-    examples["roles"] = "planned"
+    examples |= {"roles": "planned", "launcher": "ray", "ray.strategy": "pack"}
+    examples |= {"ray.address": "10.0.0.1:6379", "ray.gpus_per_instance": "0.5"}
     examples |= dict.fromkeys(("weights.donors", "weights.lend_on"), "one:9000")
     kind = keys.kind_at(key.path)
     by_kind = {int: "7", float: "7", bool: "true"}

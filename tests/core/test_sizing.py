@@ -204,8 +204,9 @@ def test_the_last_source_is_tried_again_after_a_growing_pause_and_then_given_up(
 def test_starts_that_hang_are_late_once_their_time_is_over() -> None:
     fleet = Fleet(1, 2, start_timeout_s=30.0)
     fleet.grow(5.0)
-    assert fleet.sizing.late(35.0) == []
-    assert [each.id for each in fleet.sizing.late(35.1)] == [0]
+    assert fleet.sizing.next_wakeup() == 35.0
+    assert fleet.sizing.late(34.9) == []
+    assert [each.id for each in fleet.sizing.late(35.0)] == [0]
 
 
 def test_starts_are_learned_by_source() -> None:

@@ -12,7 +12,6 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -144,6 +143,23 @@ class ClassSection(Section):
     """Whether what could not be kept is refused at once (429, with Retry-After) instead of served late."""
 
 
+class RaySection(Section):
+    """Where instances run, and what they take there, with launcher ray."""
+
+    address: HeadAddress | None = None
+    """Head of the Ray cluster, HOST:PORT; null takes the cluster that this machine belongs to."""
+    cpus_per_instance: float = Field(default=1.0, ge=0, le=1024)
+    """CPUs that Ray sets aside for each instance."""
+    gpus_per_instance: float | None = Field(default=None, ge=0, le=1)
+    """GPUs, or a share of one, that Ray sets aside for each instance; null takes one if the cluster has any."""
+    strategy: Literal["auto", "pack", "spread"] = "auto"
+    """pack: on few nodes; spread: on many; auto: those that prefill with those that decode, mixed ones on many."""
+    start_timeout_s: float = Field(default=600.0, gt=0, le=86_400)
+    """Seconds from asking for an instance until it is ready, waiting for a node with room included."""
+    silence_timeout_s: float = Field(default=10.0, ge=1, le=3600)
+    """Seconds without an answer after which a node counts as lost."""
+
+
 def _class_name(name: str) -> str:
     # Names travel in headers, metric labels and dotted paths, so they hold nothing that those would have to quote.
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
@@ -163,6 +179,12 @@ def _device(name: str) -> str:
     return name
 
 
+def _head_address(text: str) -> str:
+    if not re.fullmatch(r"[^\s/]+:[0-9]{1,5}", text):
+        raise ValueError("should be HOST:PORT of the cluster's head, such as 10.0.0.1:6379")
+    return text
+
+
 def _policy(name: str) -> str:
     from hyperflexis.policies import POLICIES  # here, so that --help loads nothing of the core
 
@@ -174,6 +196,7 @@ def _policy(name: str) -> str:
 ClassName = Annotated[str, AfterValidator(_class_name)]
 Line = Annotated[str, AfterValidator(_one_line)]
 Device = Annotated[str, AfterValidator(_device)]
+HeadAddress = Annotated[str, AfterValidator(_head_address)]
 Policy = Annotated[str, AfterValidator(_policy)]
 
 
@@ -199,13 +222,17 @@ class Deployment(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of weights and KV; auto takes the model's own where the device can."""
     threads_per_instance: int | None = Field(default=None, ge=1)
-    """CPU threads of each instance; null shares the cores out evenly."""
+    """CPU threads of each instance; null shares the cores out evenly, with launcher ray it takes cpus_per_instance."""
     host: Line = "127.0.0.1"
     """Address to listen on."""
     port: int = Field(default=8000, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
     policy: Policy = "hyperflexis"
     """Rules that decide which request goes where and when: hyperflexis, or another that docs/simulate.md names."""
+    launcher: Literal["local", "ray"] = "local"
+    """Where instances run: local, on this machine; ray, on the nodes of a Ray cluster."""
+    ray: RaySection = RaySection()
+    """Where instances run, and what they take there, with launcher ray."""
     engine: EngineSection = EngineSection()
     """How each instance computes."""
     scaling: ScalingSection = ScalingSection()
@@ -241,8 +268,10 @@ class Deployment(Section):
 
     @property
     def threads(self) -> int:
-        """CPU threads of each instance on this machine."""
-        return self.threads_per_instance or max(1, _cores() // self.instances_total)
+        """CPU threads of each instance."""
+        is_local = self.launcher == "local"
+        share = _cores() // self.instances_total if is_local else int(self.ray.cpus_per_instance)
+        return self.threads_per_instance or max(1, share)
 
     @property
     def instances_total(self) -> int:
@@ -276,6 +305,8 @@ class Deployment(Section):
         from hyperflexis.core.instance import Role, StartSource
 
         given = self.scaling
+        # All instances of a machine share one copy of the weights; other machines get it from those that have it.
+        sources = (StartSource.CACHE,) if self.launcher == "local" else (StartSource.PEER, StartSource.DISK)
         if not self.is_elastic:
             return FleetBounds.fixed(
                 self.instances_total,
@@ -286,8 +317,8 @@ class Deployment(Section):
             {Role.MIXED: Range(given.min, self.instances_total)},
             prices=Prices(given.prices.active_per_hour, given.prices.asleep_per_hour),
             cost_per_hour_max=math.inf if given.cost_per_hour_max is None else given.cost_per_hour_max,
-            sources=(StartSource.CACHE,),  # All instances of a machine share one copy of the weights.
-            startup_s={StartSource.SLEEPER: 0.05, StartSource.CACHE: 0.5},
+            sources=sources,
+            startup_s={StartSource.SLEEPER: 0.05, StartSource.CACHE: 0.5, StartSource.PEER: 5.0, StartSource.DISK: 20.0},
             asleep_max=given.asleep_max,
             start_timeout_s=given.start_timeout_s,
             is_dry=given.dry_run,
@@ -314,7 +345,11 @@ class Deployment(Section):
             OperatorError: it is written as a path, and there is no such directory.
         """
         if self.model is None:
-            return Path(str(resources.files("hyperflexis"))) / "demo_model"
+            from hyperflexis.runtime.checkpoint import (
+                demo_directory,
+            )  # here, so that --help loads nothing of the runtime
+
+            return demo_directory()
         path = Path(self.model).expanduser()
         if path.is_dir():
             return path

@@ -53,9 +53,12 @@ def _option(dotted: str, metavar: str) -> Any:
     return typer.Option(_spelling(dotted), metavar=metavar, help=_help(dotted), show_default=False)
 
 
+_DASHES = str.maketrans("_.", "--")
+
+
 def _spelling(key: str) -> str:
     """How the command line spells a key that has a flag of its own."""
-    return "MODEL" if key == "model" else f"--{key.removeprefix('scaling.').replace('_', '-')}"
+    return "MODEL" if key == "model" else f"--{key.removeprefix('scaling.').translate(_DASHES)}"
 
 
 # Flags are text here; the deployment's own checks give all sources the same messages.
@@ -77,6 +80,8 @@ Port = Annotated[str | None, _option("port", "N")]
 Device = Annotated[str | None, _option("device", "NAME")]
 Dtype = Annotated[str | None, _option("dtype", "NAME")]
 Policy = Annotated[str | None, _option("policy", "NAME")]
+Launcher = Annotated[str | None, _option("launcher", "NAME")]
+RayAddress = Annotated[str | None, _option("ray.address", "HOST:PORT")]
 Sets = Annotated[
     list[str] | None,
     typer.Option(
@@ -174,6 +179,8 @@ def serve(
     device: Device = None,
     dtype: Dtype = None,
     policy: Policy = None,
+    launcher: Launcher = None,
+    ray_address: RayAddress = None,
     sets: Sets = None,
 ) -> None:
     """Serve a model over the OpenAI HTTP API. Flags win over the environment, that over the file."""
@@ -190,6 +197,8 @@ def serve(
         device=device,
         dtype=dtype,
         policy=policy,
+        launcher=launcher,
+        **{"ray.address": ray_address},
     )
     from hyperflexis.cli.serve import run
 
@@ -212,6 +221,8 @@ def config_show(
     device: Device = None,
     dtype: Dtype = None,
     policy: Policy = None,
+    launcher: Launcher = None,
+    ray_address: RayAddress = None,
     sets: Sets = None,
 ) -> None:
     """Print every key, its effective value and where that came from, as YAML that `-c` takes again."""
@@ -228,6 +239,8 @@ def config_show(
         device=device,
         dtype=dtype,
         policy=policy,
+        launcher=launcher,
+        **{"ray.address": ray_address},
     )
     from hyperflexis.cli.show import render
 

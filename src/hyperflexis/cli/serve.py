@@ -27,6 +27,7 @@ from hyperflexis.gateway.backend import ServedModel
 from hyperflexis.gateway.server import Gateway
 from hyperflexis.gateway.tokenizer import TokenizerError
 from hyperflexis.runtime.driver import Driver
+from hyperflexis.runtime.launchers.cluster import RayLauncher, RaySpec
 from hyperflexis.runtime.launchers.local import LocalLauncher, LocalSpec
 
 T = TypeVar("T")
@@ -101,22 +102,24 @@ async def _unless(stopping: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | 
 @contextlib.asynccontextmanager
 async def _launcher(
     deployment: Deployment, directory: Path, samples: Sequence[WireSample]
-) -> AsyncIterator[LocalLauncher]:
-    spec = LocalSpec(
-        directory=str(directory),
-        device=deployment.device,
-        dtype=deployment.dtype,
-        threads=deployment.threads,
-        block_tokens=deployment.engine.block_tokens,
-        kv_bytes=deployment.kv_cache_bytes,
-        seqs_max=deployment.engine.seqs_max,
-        instances=deployment.instances_total,
-        samples=samples,
-        checks_transfers=deployment.kv_checksums,
-        weights=weights_spec(deployment),
-    )
+) -> AsyncIterator[LocalLauncher | RayLauncher]:
+    common: dict[str, Any] = {
+        "device": deployment.device,
+        "dtype": deployment.dtype,
+        "threads": deployment.threads,
+        "block_tokens": deployment.engine.block_tokens,
+        "kv_bytes": deployment.kv_cache_bytes,
+        "seqs_max": deployment.engine.seqs_max,
+        "instances": deployment.instances_total,
+        "samples": samples,
+        "checks_transfers": deployment.kv_checksums,
+    }
+    launcher: LocalLauncher | RayLauncher
     try:
-        launcher = await LocalLauncher.start(spec)
+        if deployment.launcher == "ray":
+            launcher = await RayLauncher.start(_ray_spec(deployment, directory, common))
+        else:
+            launcher = await LocalLauncher.start(LocalSpec(str(directory), weights=weights_spec(deployment), **common))
     except EngineStartError as error:
         raise StartError(str(error), error.hint or None) from error
     _tell_of_weights(launcher)
@@ -126,7 +129,23 @@ async def _launcher(
         await launcher.close()
 
 
-def _tell_of_weights(launcher: LocalLauncher) -> None:
+def _ray_spec(deployment: Deployment, directory: Path, common: dict[str, Any]) -> RaySpec:
+    source, ray = deployment.model_source(), deployment.ray
+    return RaySpec(
+        # The demo model is part of the package, which may lie elsewhere on other nodes.
+        directory="" if deployment.model is None else str(directory.resolve()),
+        hub_id=source if isinstance(source, str) else "",
+        address=ray.address or "",
+        cpus=ray.cpus_per_instance,
+        gpus=ray.gpus_per_instance,
+        strategy=ray.strategy,
+        start_timeout_s=ray.start_timeout_s,
+        silence_timeout_s=ray.silence_timeout_s,
+        **common,
+    )
+
+
+def _tell_of_weights(launcher: LocalLauncher | RayLauncher) -> None:
     """Where they came from, if somebody was asked."""
     loaded = launcher.loaded
     for failure in loaded.failures:
@@ -137,7 +156,7 @@ def _tell_of_weights(launcher: LocalLauncher) -> None:
 
 @contextlib.asynccontextmanager
 async def _fleet(
-    deployment: Deployment, directory: Path, launcher: LocalLauncher
+    deployment: Deployment, directory: Path, launcher: LocalLauncher | RayLauncher
 ) -> AsyncIterator[tuple[Driver, Gateway, int]]:
     """Driver and gateway, running: the port answers from here on, /ready says when requests may come."""
     limits = deployment.limits

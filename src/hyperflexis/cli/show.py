@@ -62,6 +62,10 @@ def _notes(deployment: Deployment) -> dict[Path, str]:
         notes["model",] = "the demo model"
     if deployment.engine.kv_cache_gib is None:
         notes["engine", "kv_cache_gib"] = "what the device has free"
+    if deployment.ray.address is None:
+        notes["ray", "address"] = "that of the cluster around this machine"
+    if deployment.ray.gpus_per_instance is None:
+        notes["ray", "gpus_per_instance"] = "1 if the cluster has any"
     return notes
 
 

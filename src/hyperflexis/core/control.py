@@ -486,7 +486,7 @@ class ControlPlane:
         return [self._refuse(request, Reason(Why.START_FAILS)) for request in waiting]
 
     def _on_wakeup(self, event: Wakeup, now: float) -> list[Command]:
-        commands = self._start_missing(now)
+        commands = [*self._give_up_late(now), *self._start_missing(now)]
         if now < self._tick_s + TICK_S:
             return commands
         self._tick_s = now
@@ -572,7 +572,7 @@ class ControlPlane:
 
     def _resize(self, now: float) -> list[Command]:
         """Have as many instances as the scaler wants."""
-        commands = self._give_up_late(now)
+        commands: list[Command] = []
         scaler, sizing = self.policy.scaler, self.sizing
         if scaler is None or not self._is_elastic:
             return commands

@@ -63,6 +63,8 @@ class Sizing:
         self._failures: Counter[StartSource] = Counter()
         self._avoided_until_s: dict[StartSource, float] = {}
         self._is_short = self.wanted > 0
+        self._late_at_s: float | None = None
+        """When the first of those that start will have taken too long."""
         self.is_at_rest = False
         """Whether there is nothing above the fewest, and nothing is missing: what `note` saw."""
 
@@ -73,6 +75,10 @@ class Sizing:
         awake = self.count(AWAKE)
         self.bill.count(awake, self.count(ASLEEP), now)
         self._is_short = self.missing() > 0
+        starting = [each for each in self._cluster.instances.values() if each.state in STARTING]
+        first_s = min((each.tenure.launched_s for each in starting), default=math.inf)
+        late_s = first_s + self.fleet.start_timeout_s
+        self._late_at_s = late_s if late_s < math.inf else None
         self.is_at_rest = not self._is_short and awake <= self.fleet.instances_min
 
     def count(self, states: frozenset[InstanceState], role: Role | None = None) -> int:
@@ -108,8 +114,10 @@ class Sizing:
         return self._failed_launches < self.fleet.launch_attempts_max
 
     def next_wakeup(self) -> float | None:
-        """When a start could be tried again."""
-        return self._launch_at_s if self._is_short and self.is_startable() else None
+        """When a start could be tried again, or has taken too long."""
+        if self._is_short and self.is_startable():
+            return self._launch_at_s if self._late_at_s is None else min(self._launch_at_s, self._late_at_s)
+        return self._late_at_s
 
     # -- what is wanted
 
@@ -253,7 +261,7 @@ class Sizing:
         return [
             each
             for each in self._cluster.instances.values()
-            if each.state in STARTING and now - each.tenure.launched_s > limit_s
+            if each.state in STARTING and now >= each.tenure.launched_s + limit_s
         ]
 
     def check(self) -> None:

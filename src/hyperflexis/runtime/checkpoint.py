@@ -5,6 +5,7 @@ Fetches only what serving reads. Knows nothing of what is in the files.
 
 from __future__ import annotations
 
+from importlib import resources
 from pathlib import Path
 
 PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "LICENSE*"]
@@ -16,6 +17,11 @@ class CheckpointUnavailableError(Exception):
     def __init__(self, reason: str, hint: str) -> None:
         super().__init__(reason)
         self.hint = hint
+
+
+def demo_directory() -> Path:
+    """The demo model that comes with the package."""
+    return Path(str(resources.files("hyperflexis"))) / "demo_model"
 
 
 def fetch(hub_id: str) -> Path:

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+from typing import Protocol
 
 import msgspec
 
@@ -63,6 +64,16 @@ class StartError(Exception):
         self.hint = hint
 
 
+class Child(Protocol):
+    """Hears what becomes of a forked process."""
+
+    pid: int
+    """Set as soon as it is known."""
+
+    def on_exit(self, status: int) -> None:
+        """It has ended; `status` is as `os.waitstatus_to_exitcode` gives it."""
+
+
 class ZygoteHost:
     """One zygote process, from its start to its end."""
 
@@ -74,8 +85,8 @@ class ZygoteHost:
         self.digest = b""
         """Root digest of the weights that are lent, once it is known."""
         self._forks = 0
-        self._children: dict[int, tuple[int, NativeAdapter]] = {}
-        """By number of the fork, while it lives: instance id and adapter."""
+        self._children: dict[int, tuple[int, Child]] = {}
+        """By number of the fork, while it lives: instance id, and who hears of it."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         self._control = ours
@@ -113,18 +124,23 @@ class ZygoteHost:
     @property
     def pids(self) -> dict[int, int]:
         """Process ids by instance, of those that live."""
-        return {instance_id: adapter.pid for instance_id, adapter in self._children.values() if adapter.pid}
+        return {instance_id: child.pid for instance_id, child in self._children.values() if child.pid}
 
     def fork(self, order: Fork, listener: Listener) -> NativeAdapter:
         """Start an instance; it is heard of through the listener."""
-        self._forks += 1
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         ours.setblocking(False)
-        adapter = NativeAdapter(ours, listener, self._loop)
-        self._children[self._forks] = (order.instance_id, adapter)
+        adapter = NativeAdapter(listener, self._loop)
+        adapter.connect(ours)
         with theirs:
-            self._say(msgspec.structs.replace(order, number=self._forks), theirs)
+            self.fork_onto(theirs, order, adapter)
         return adapter
+
+    def fork_onto(self, sock: socket.socket, order: Fork, child: Child) -> None:
+        """Start an instance that speaks on this stream. The caller's descriptor of it stays the caller's."""
+        self._forks += 1
+        self._children[self._forks] = (order.instance_id, child)
+        self._say(msgspec.structs.replace(order, number=self._forks), sock)
 
     async def close(self) -> None:
         """End the zygote, and with it what still runs of its instances."""
@@ -185,14 +201,15 @@ class ZygoteHost:
         if not self._loaded.done():
             self._loaded.set_exception(StartError("the engine's process died while it started"))
         children, self._children = self._children, {}
-        for _, adapter in children.values():
-            adapter.on_exit(-signal.SIGKILL)
+        for _, child in children.values():
+            child.on_exit(-signal.SIGKILL)
 
 
 class NativeAdapter(asyncio.Protocol):
-    """One native instance: its socket, and the work that waits to be sent with the next message."""
+    """One native instance, on this host or another: its socket, and what waits to be sent with the next message."""
 
-    def __init__(self, sock: socket.socket, listener: Listener, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, listener: Listener, loop: asyncio.AbstractEventLoop) -> None:
+        """What it is told before it is connected waits until then."""
         self.pid = 0
         """0 until it is known."""
         self._listener: Listener | None = listener
@@ -206,11 +223,17 @@ class NativeAdapter(asyncio.Protocol):
         self._exit_words = ""
         self._is_disconnected = False
         self._unsent: list[bytes] = []
-        self._connecting = loop.create_task(self._connect(sock))
+        self._connecting: asyncio.Task[None] | None = None
+
+    def connect(self, sock: socket.socket) -> None:
+        """Speak on this stream, which is connected, from now on. Once."""
+        self._connecting = self._loop.create_task(self._connect(sock))
 
     async def _connect(self, sock: socket.socket) -> None:
+        is_local = sock.family == socket.AF_UNIX
+        connect = self._loop.create_unix_connection if is_local else self._loop.create_connection
         # Not in connection_made: uvloop loses a socket whose transport is closed before this has returned.
-        self._transport, _ = await self._loop.create_unix_connection(lambda: self, sock=sock)
+        self._transport, _ = await connect(lambda: self, sock=sock)
         self._transport.writelines(self._unsent)
         self._unsent = []
         if self._listener is None:
@@ -278,9 +301,17 @@ class NativeAdapter(asyncio.Protocol):
         self._lose_when_over()
 
     def on_exit(self, status: int) -> None:
+        self.on_end(exit_in_words(status))
+
+    def on_end(self, words: str) -> None:
         """The process has ended; what it said last may not have been read yet."""
-        self._exit_words = exit_in_words(status)
+        self._exit_words = words
         self._lose_when_over()
+
+    def fail(self, why: str) -> None:
+        """Whoever starts or watches it has given it up."""
+        self._exit_words = why
+        self._lose()
 
     def _lose_when_over(self) -> None:
         """Lost when both process and socket have ended; if the other does not follow, it is lost all the same."""

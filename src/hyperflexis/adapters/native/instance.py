@@ -87,6 +87,7 @@ def _say_last(channel: BlockingChannel[ToInstance], reason: str) -> None:
 
 def _start(channel: BlockingChannel[ToInstance], order: Fork, model: Model) -> Instance:
     marks = [("begin", time.monotonic())]
+    os.environ.update(order.environment)  # Before a device is touched: its driver looks at them once.
     torch.set_num_threads(order.threads)
     flat = flat_weights(model, order.device, order.weights)
     marks.append(("weights", time.monotonic()))
@@ -109,7 +110,7 @@ def _start(channel: BlockingChannel[ToInstance], order: Fork, model: Model) -> I
         samples = calibration.measure(runner, order.blocks, order.block_tokens)
         marks.append(("calibration", time.monotonic()))
     latency = OnlineLatency(fit(samples), StepHistory(samples))
-    peers = Peers(runner.pool, memory, has_checksums=order.checks_transfers)
+    peers = Peers(runner.pool, memory, host=order.peers_host, has_checksums=order.checks_transfers)
     # What lives now lives as long as the process: no collection need look at it, and no page of it be copied.
     gc.freeze()
     channel.send(

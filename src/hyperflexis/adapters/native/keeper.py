@@ -61,6 +61,7 @@ _profiles = msgspec.msgpack.Decoder(Profile)
 
 def live(request: Load, memory: ArenaMemory, sock: socket.socket) -> None:
     """Be that process: fill the memory, say what came of it, and stay if it is to be lent."""
+    os.environ.update(request.environment)  # Before a device is asked for.
     keeper = _Keeper(request, memory, sock)
     if keeper.fill() and request.weights.lends:
         keeper.stay()

@@ -54,6 +54,8 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
     kv_bytes: int | None
     """Of KV cache per instance; None: as much as suits the device."""
     instances: int
+    environment: dict[str, str] = {}
+    """Variables in force while it is read: which devices may be seen."""
     weights: WeightsSpec = WeightsSpec()
 
 
@@ -115,6 +117,10 @@ class Fork(msgspec.Struct, frozen=True, tag="fork"):
     """What a sibling measured of its steps; none: measure."""
     checks_transfers: bool = False
     """Whether KV that comes from peers is compared with theirs by checksums."""
+    environment: dict[str, str] = {}
+    """Variables in force for this instance: which devices it may see."""
+    peers_host: str | None = None
+    """The address at which peers on other hosts reach this one; None: all peers are on this host."""
     weights: bytes = b""
     """What a sibling's `Ready` said of its weights; empty: copy them from the host."""
 

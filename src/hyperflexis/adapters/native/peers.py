@@ -77,17 +77,20 @@ class Peers:
         pool: KvPool,
         memory: SharedMemory | None,
         *,
+        host: str | None = None,
         source: Source | None = None,
         receiver: Receiver | None = None,
         has_checksums: bool = False,
         lease_s: float = LEASE_S,
     ) -> None:
-        """`memory` is what the pool lies in, where that is shared; else it is lent as it is. Nothing runs until a link
-        is wanted: an instance that stays alone pays for none.
+        """`memory` is what the pool lies in, where that is shared; else it is lent as it is. `host` is this host's
+        address for peers on others; None: there are none. Nothing runs until a link is wanted: an instance that stays
+        alone pays for none.
         """
         self._block_bytes = pool.bytes_per_block
         # What has no buffer of its own is a tensor on a device.
         self._buffer: Any = pool.data if memory is None else memory
+        self._host = host
         self._has_checksums = has_checksums
         self._lease_s = lease_s
         self._source = source
@@ -113,7 +116,7 @@ class Peers:
     def lend(self, peer: int, version: int) -> bytes:
         """Return the descriptor with which a peer may pull from here. One that it had before is worth nothing now."""
         if self._source is None:
-            self._source = Source(tcp_host=None)  # Peers are on this host.
+            self._source = Source(tcp_host=self._host)
         if self._renewing is None:
             self._renewing = threading.Thread(target=self._renew, name="kv-leases", daemon=True)
             self._renewing.start()
