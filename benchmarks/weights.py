@@ -11,8 +11,8 @@ steps      the weight step, within each round: disk with the file's pages droppe
 receivers  1, 2 and 4 holders at once: attached; copied in a chain
 links      copied in a chain, and each from the first donor, where each sender gives at most 0.25 GB/s, as over a
            network: then links are what is short, and not this machine's two cores
-donor M    steps of model M (demo, 0.5B) while weights are copied from a keeper beside it; and for
-           comparison from threads of the process that steps
+donor M    steps of model M (demo, 0.5B) while weights are copied from a keeper beside it
+threads M  the same where they are copied from threads of the process that steps, which was not chosen
 ready M    from the decision to the first token that is served, by phase: fork; donor and warm zygote; all of it cold
 sleep M    what an instance takes to sleep and to wake
 """
@@ -59,7 +59,7 @@ PARTS = (
     "steps",
     "receivers",
     "links",
-    *(f"{part} {model}" for part in ("donor", "ready", "sleep") for model in ("demo", "0.5B")),
+    *(f"{part} {model}" for part in ("donor", "threads", "ready", "sleep") for model in ("demo", "0.5B")),
 )
 LINK_BYTES_PER_S = 2.5e8
 COPY_S = 3.0
@@ -311,10 +311,12 @@ async def donor(model: Path, identity: Identity, steps_of: Path) -> dict[str, An
     async with _lender(model, identity, None) as bench:
         for medium in ("tcp", "attach"):
             found[f"keeper, {medium}"] = await asyncio.to_thread(_disturbed, identity, steps_of, bench.offer, medium)
-    found["threads of the process that steps, tcp"] = await asyncio.to_thread(
-        _disturbed, identity, steps_of, "", "tcp", lends=model
-    )
     return found
+
+
+async def threads(model: Path, identity: Identity, steps_of: Path) -> dict[str, Any]:
+    """The same steps in a process that lends the large model from threads of its own."""
+    return {"tcp": await asyncio.to_thread(_disturbed, identity, steps_of, "", "tcp", lends=model)}
 
 
 def _disturbed(
@@ -487,6 +489,8 @@ async def measure(model: Path, parts: list[str], rounds: int, report: dict[str, 
     for name, each in {"demo": DEMO, "0.5B": model}.items():
         if f"donor {name}" in parts:
             report[f"donor {name}"] = await donor(model, identity, each)
+        if f"threads {name}" in parts:
+            report[f"threads {name}"] = await threads(model, identity, each)
         if f"ready {name}" in parts:
             report[f"ready {name}"] = await ready(each, rounds)
         if f"sleep {name}" in parts:
