@@ -318,7 +318,12 @@ class Deployment(Section):
             prices=Prices(given.prices.active_per_hour, given.prices.asleep_per_hour),
             cost_per_hour_max=math.inf if given.cost_per_hour_max is None else given.cost_per_hour_max,
             sources=sources,
-            startup_s={StartSource.SLEEPER: 0.05, StartSource.CACHE: 0.5, StartSource.PEER: 5.0, StartSource.DISK: 20.0},
+            startup_s={
+                StartSource.SLEEPER: 0.05,
+                StartSource.CACHE: 0.5,
+                StartSource.PEER: 5.0,
+                StartSource.DISK: 20.0,
+            },
             asleep_max=given.asleep_max,
             start_timeout_s=given.start_timeout_s,
             is_dry=given.dry_run,

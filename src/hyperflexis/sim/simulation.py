@@ -293,7 +293,9 @@ class Simulation:
         self._role_changes += command.version > 1
 
     def _stop(self, command: Stop) -> None:
-        self._instances.pop(command.instance_id).lose()
+        instance = self._instances.pop(command.instance_id, None)
+        if instance is not None:  # Else it sleeps.
+            instance.lose()
 
     def _link(self, command: Link) -> None:
         linked = Linked(command.source_id, command.target_id, command.version)
