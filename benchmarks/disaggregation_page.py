@@ -277,6 +277,8 @@ def _limits(results: Results) -> str:
         "per cent are equal.\n"
         "- Prefixes are not shared, steps take exactly what is predicted, and nothing is lost. Rates of compressed "
         "traces make bursts shorter than they were.\n"
+        "- The constants of ours were chosen on other windows of the traces and other draws than these, but of the "
+        "same loads.\n"
         "- Loads that shift begin half a phase before their first shift and end half a phase behind their second.\n"
     )
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from helpers.builders import SIMPLE, capacity
 from helpers.fleet import Fleet
-from hyperflexis.core import roles as roles_of_core
+from hyperflexis.core import recent
 from hyperflexis.core.binding import Binder, LeastPace
 from hyperflexis.core.cluster import Cluster
 from hyperflexis.core.commands import Abandon, AssignRole, Cancel, Conclude, Migrate, Reason, Stay, Why
@@ -36,7 +36,10 @@ P, D, M = Role.PREFILL, Role.DECODE, Role.MIXED
 def _knows_soon() -> Iterator[None]:
     """What is asked for is known at once, so that roles are planned in tests as short as these."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(roles_of_core, "KNOWN_S", 0.3)
+        patch.setattr(recent, "FIRST", 3.0)
+        patch.setattr(recent, "ENOUGH", 6.0)
+        patch.setattr(recent, "SHORTEST_S", 0.3)
+        patch.setattr(recent, "SAMPLE_S", 0.2)
         yield
 
 
@@ -185,7 +188,7 @@ def fleets(draw: st.DrawFn) -> Fleet:
         st.builds(SloDispatcher) | st.builds(SloDispatcher, converts=st.just(False)) | st.just(AnyDispatcher(dice))
     )
     binder: Binder = draw(st.builds(LeastPace, stays=st.booleans()) | st.just(AnyBinder(dice)))
-    hasty = PlannerRules(dwell_s=0.3, windows_s=(0.5, 1.0), near=2.0)
+    hasty = PlannerRules(dwell_s=0.3, near=2.0, error=0.0)
     planner: RolePlanner | None = draw(st.none() | st.builds(GrowthPlanner, st.just(hasty)) | st.just(AnyPlanner(dice)))
     rules = StepRules(prefill_tokens_max=draw(st.integers(3, 24)), prefill_tokens_floor=2)
     relief = draw(st.none() | st.builds(Relief))

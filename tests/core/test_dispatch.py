@@ -457,6 +457,24 @@ def test_only_where_steps_stay_well_below_the_pace(decodes: int, expected: int) 
     assert parted_choice(made, request(90, slo=slo(0.9, 0.1)))[0] == expected
 
 
+@pytest.mark.parametrize(("blocks", "expected"), [(790, 1), (810, 0)])
+def test_only_where_blocks_stay_well_below_what_there_is(blocks: int, expected: int) -> None:
+    """Of 1000: decodes that prefills slow down hold theirs for longer."""
+    made = parted(Role.PREFILL, Role.MIXED)
+    place(early(1, 900), made.ready[0])
+    decode(request(100, prompt_tokens=16 * blocks - 10), made.ready[1])
+    assert parted_choice(made, request(90, slo=slo(0.9, 0.1)))[0] == expected
+
+
+@pytest.mark.parametrize(("tokens", "expected"), [(200, 1), (300, 0)])
+def test_only_well_before_its_deadline(tokens: int, expected: int) -> None:
+    """Of 500 ms: what comes until then may have to go first."""
+    made = parted(Role.PREFILL, Role.MIXED)
+    place(early(1, 900), made.ready[0])
+    place(early(2, tokens), made.ready[1])
+    assert parted_choice(made, request(90, slo=slo(0.5, 0.1)))[0] == expected
+
+
 def test_request_that_would_be_late_everywhere_goes_to_who_prefills() -> None:
     made = parted(Role.PREFILL, Role.MIXED)
     for each in made.ready:

@@ -12,7 +12,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from helpers.builders import H100_8B, SIMPLE
-from hyperflexis.core import roles as roles_of_core
+from hyperflexis.core import recent
 from hyperflexis.core.cluster import Cluster
 from hyperflexis.core.commands import Abandon, AssignRole, Command, Migrate, Reason, Stay, Why
 from hyperflexis.core.control import STANDING_MAX_S, Policy
@@ -36,7 +36,10 @@ P, D, M = Role.PREFILL, Role.DECODE, Role.MIXED
 def _knows_soon() -> Iterator[None]:
     """What is asked for is known at once, so that roles are planned in tests as short as these."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(roles_of_core, "KNOWN_S", 0.3)
+        patch.setattr(recent, "FIRST", 3.0)
+        patch.setattr(recent, "ENOUGH", 6.0)
+        patch.setattr(recent, "SHORTEST_S", 0.3)
+        patch.setattr(recent, "SAMPLE_S", 0.2)
         yield
 
 
@@ -126,7 +129,7 @@ def fleets(draw: st.DrawFn) -> FleetSpec:
     )
 
 
-HASTY = PlannerRules(dwell_s=0.5, windows_s=(1.0, 2.0), near=3.0)
+HASTY = PlannerRules(dwell_s=0.5, near=3.0, error=0.0)
 
 
 def policy_of(roles: str) -> Policy:

@@ -5,19 +5,16 @@ Only holds and finds; decides nothing.
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
 
-from hyperflexis.core.demand import Demand, demand_of
+from hyperflexis.core import demand
+from hyperflexis.core.demand import Asked
 from hyperflexis.core.due_work import DueWork
 from hyperflexis.core.instance import Instance, InstanceState, Role
 from hyperflexis.core.loads import Loads
 from hyperflexis.core.network import Network
 from hyperflexis.core.request import ON_INSTANCE, Request, RequestState
-
-UNKNOWN_MOMENTS = (200.0, 80_000.0)
-"""Taken for the mean answer, and the mean of squares, of a class of which none has ended yet: those of chat."""
 
 
 class OutputLengths:
@@ -32,23 +29,13 @@ class OutputLengths:
     def __init__(self) -> None:
         self._recent: deque[int] = deque()
         self._sorted: list[int] = []
-        self._sum = self._squares = 0
 
     def observe(self, tokens: int) -> None:
         if len(self._recent) == self.WINDOW:
             oldest = self._recent.popleft()
-            self._sum -= oldest
-            self._squares -= oldest**2
             del self._sorted[bisect_left(self._sorted, oldest)]
         self._recent.append(tokens)
-        self._sum += tokens
-        self._squares += tokens**2
         insort(self._sorted, tokens)
-
-    @property
-    def moments(self) -> tuple[float, float]:
-        """Mean, and mean of squares."""
-        return self._sum / len(self._recent), self._squares / len(self._recent)
 
     def expected(self, max_tokens: int, emitted_tokens: int = 0) -> int:
         """Tokens to plan for, of answers that are longer than what is there of this one already.
@@ -79,8 +66,8 @@ class Cluster:
         self._changed: set[Instance] = set()
         self.loads = Loads(self._changed)
         self.network = Network()
-        self.demand = Demand()
-        """Of all requests that have arrived while an instance was ready."""
+        self.asked: dict[str, Asked] = {}
+        """By class, of all requests that have arrived while an instance was ready, and of those that have ended."""
         self.due_work = DueWork()
         self.placed = self.placed_late = 0
         """Requests that were placed where they could have been in time on an idle instance, and those of them that will
@@ -117,10 +104,7 @@ class Cluster:
     def observe_arrival(self, request: Request) -> None:
         """Count what a new request asks for."""
         if self.ready:
-            pace_s = math.inf if request.slo.tpot_s is None else request.slo.tpot_s
-            lengths = self._lengths.get(request.service_class)
-            moments = lengths.moments if lengths else UNKNOWN_MOMENTS
-            self.demand = self.demand.plus(demand_of(request.prompt_tokens, moments, pace_s, self.ready[0]))
+            self._ask(request, demand.arrived(request, self.ready[0]))
             self.due_work.add(request.term_s, self.ready[0].latency.model.chunk_s(request.prompt_tokens, 0))
 
     def observe_placement(self, request: Request, instance: Instance, *, is_late: bool) -> None:
@@ -131,8 +115,12 @@ class Cluster:
             self.placed += 1
             self.placed_late += is_late
 
+    def _ask(self, request: Request, asked: Asked) -> None:
+        self.asked[request.service_class] = self.asked.get(request.service_class, Asked()).plus(asked)
+
     def observe_length(self, request: Request) -> None:
         self._lengths.setdefault(request.service_class, OutputLengths()).observe(request.emitted_tokens)
+        self._ask(request, demand.answered(request))
 
     def check(self) -> None:
         """Every request is in exactly one place, and the place agrees with its state."""

@@ -37,7 +37,12 @@ FEW = 8
 """Up to so many instances are scored one by one, which is then quicker than all at once."""
 CHUNK_BOUNDS = (64, 8192)
 CONVERTS_BELOW = 0.8
-"""An instance that decodes for others prefills only if its steps would stay below this share of its strictest pace."""
+"""An instance that decodes for others prefills only if its steps would stay below this share of its strictest pace, and
+what is planned there takes no more than this share of its blocks: decodes that are slowed down hold theirs longer."""
+
+CONVERTS_WITHIN = 0.5
+"""And only what would have its first token there within this share of the time that is promised: of what comes until
+then, some goes first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,13 +174,23 @@ def _converted(request: Request, placement: Placement, cluster: Cluster, expecte
     feasible = [
         (each.ttft_s, other.id, other, each)
         for each, other in found
-        if each.peak_step_s <= CONVERTS_BELOW * each.strictest_pace_s and is_feasible(request, each)
+        if _has_time(each, other, request) and is_feasible(request, each)
     ]
     if not feasible:
         return placement
     _, _, instance, predicted = min(feasible)
     numbers = (("ttft_s", predicted.ttft_s), ("peak_step_s", predicted.peak_step_s))
     return Placement(instance, Reason(Why.FEASIBLE, numbers), predicted.ttft_s, predicted.step_s)
+
+
+def _has_time(estimate: Estimate, other: Instance, request: Request) -> bool:
+    """Whether an instance that decodes for others could well prefill, too."""
+    within_s = math.inf if request.slo.ttft_s is None else CONVERTS_WITHIN * request.slo.ttft_s
+    return (
+        estimate.peak_step_s <= CONVERTS_BELOW * estimate.strictest_pace_s
+        and other.planned_blocks <= CONVERTS_BELOW * other.capacity.blocks
+        and estimate.ttft_s <= within_s
+    )
 
 
 def _first_feasible(
