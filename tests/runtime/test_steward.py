@@ -225,8 +225,12 @@ def test_model_that_is_not_on_the_node_comes_from_another(house: House, tmp_path
             assert isinstance(loaded, Loaded)
             assert loaded.origin != "disk"
             assert await receiver.offer(), "it does not lend them on"
+            files = receiver._located(str(tmp_path / "absent"), "", [offer])
+            assert "config.json" in os.listdir(files)
+            assert "config.json" not in os.listdir(), "they lie where this process was started"
         finally:
             await receiver.close()
+        assert files.rpartition("/")[2] not in os.listdir(files.rpartition("/")[0])
 
     house.play(play())
 

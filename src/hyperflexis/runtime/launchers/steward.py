@@ -15,6 +15,7 @@ import os
 import secrets
 import signal
 import socket
+import tempfile
 from pathlib import Path
 
 import msgspec
@@ -41,6 +42,8 @@ class Steward:
 
     def __init__(self, host: str) -> None:
         self._host = host
+        self._files: tempfile.TemporaryDirectory[str] | None = None
+        """What another node gave of a checkpoint that is not here, besides the weights."""
         self._token = secrets.token_bytes(TOKEN_BYTES)
         self._tenants: dict[int, _Tenant] = {}
         self._strangers = 0
@@ -101,6 +104,12 @@ class Steward:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._listener.close()
         await self._zygote.close()
+        self._forget_files()
+
+    def _forget_files(self) -> None:
+        if self._files is not None:
+            self._files.cleanup()
+            self._files = None
 
     async def _leave_if_forgotten(self) -> None:
         """Whoever started this process may die, as a node of Ray's does when its head is gone: no reason to end what a
@@ -109,16 +118,18 @@ class Steward:
         parent_pid = os.getppid()
         while os.getppid() == parent_pid or self._watchers:  # noqa: ASYNC110 there is no event for it
             await asyncio.sleep(FORGOTTEN_ASKED_S)
+        self._forget_files()
         os._exit(1)  # The zygote and what it has forked follow.
 
     def _located(self, directory: str, hub_id: str, candidates: list[bytes]) -> str:
-        """The model's directory; empty where even its configuration has to come from another node."""
+        """The model's directory; an empty one where even its configuration has to come from another node."""
         if not directory:
             return str(demo_directory())
         if Path(directory).is_dir():
             return directory
         if candidates:
-            return ""
+            self._files = self._files or tempfile.TemporaryDirectory(prefix="hyperflexis-")
+            return self._files.name
         if hub_id:
             return str(fetch(hub_id))
         raise StartError(
