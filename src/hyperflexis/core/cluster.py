@@ -86,6 +86,8 @@ class Cluster:
         """Requests that were placed where they could have been in time on an idle instance, and those of them that will
         be late where they are.
         """
+        self.ended = self.kept = 0
+        """Requests that have ended, but for those whose clients left; and those of them that had all that was promised."""
 
     def launch(self, instance_id: int, role: Role) -> Instance:
         """Count a new instance in; it is not ready."""
@@ -130,6 +132,11 @@ class Cluster:
         if not is_late or idle_s <= request.term_s:
             self.placed += 1
             self.placed_late += is_late
+
+    def observe_end(self, *, is_kept: bool) -> None:
+        """Count a request that has ended."""
+        self.ended += 1
+        self.kept += is_kept
 
     def observe_length(self, request: Request) -> None:
         self._lengths.setdefault(request.service_class, OutputLengths()).observe(request.emitted_tokens)
