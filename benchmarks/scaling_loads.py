@@ -3,7 +3,7 @@
     az  two services, code completion and chat, as they were recorded on one clock
     ml  four hours of a large model's traffic in ten minutes, generated from what was measured of its clients
     pk  the same of hours whose peak is twice their mean, or more
-    r1  four hours of a reasoning model's traffic in fifteen minutes: long answers
+    r1  four hours of a reasoning model's traffic in fifteen minutes: long answers, cut at 8192 tokens
     bu  chat, of which five times as much comes within two seconds, for 40 s of every 240 s
 
 Seeds from 0 to 2 are reported, 3 and 4 are what knobs are chosen on: other windows of the series. In az the latter have
@@ -14,7 +14,7 @@ as they would not there. Prefixes are not shared. Knows nothing of fleets and po
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,7 +65,7 @@ LOADS: dict[str, Load] = {
     for each in (
         Load("az", "code and chat as recorded", A100, 24),
         Load("ml", "a large model, 4 h in 10 min", A100, 24, (12.0, 60.0, 100.0, 36.0, 84.0), 9.0),
-        Load("pk", "a large model, peaky hours", A100, 24, (29.5, 154.5, 16.5, 20.5, 163.5), 7.0),
+        Load("pk", "a large model, its peakiest hours", A100, 24, (29.5, 154.5, 16.5, 20.5, 163.5), 7.0),
         Load("r1", "long answers, 4 h in 15 min", H100, 24, (6.0, 10.0, 13.0, 8.0, 3.0), 6.0, 900.0, 8192),
         Load("bu", "chat in bursts", A100, 24, lasts_s=720.0),
     )
@@ -131,20 +131,20 @@ def _hours(load: Load, seed: int, folder: Path) -> Iterator[Job]:
     compressed = WINDOW_HOURS * HOUR_S / load.lasts_s
     for job in workload.mix([Stream(folder / trace, "chat", options=options, seed=seed, window_s=window_s)]):
         name = disaggregation_loads.reason_class(job.prompt_tokens) if load.name == "r1" else "chat"
-        yield job._replace(at_s=job.at_s / compressed, service_class=name)
+        answer = min(job.output_tokens, load.max_tokens)
+        yield job._replace(at_s=job.at_s / compressed, output_tokens=answer, service_class=name)
 
 
 def _bursts(load: Load, seed: int, folder: Path) -> Iterator[Job]:
-    """Half of the recorded chat, and in bursts as much of it again as makes five times; these come spread over the rise."""
+    """Half of the recorded chat, and in bursts so much more of the same as makes five times, spread over the rise."""
     begin_s = AZURE_BEGINS_S[seed][1]
     options = Options(origin=disaggregation_loads.ORIGIN)
     window_s = (begin_s, begin_s + load.lasts_s)
     every = list(workload.mix([Stream(folder / CHAT, "chat", options=options, window_s=window_s)]))[seed % 2 :: 2]
     rng = np.random.default_rng([seed, 77])
-    found: Mapping[int, list[Job]] = {0: every}
     copies = [
         job._replace(at_s=job.at_s + float(rng.uniform(0, BURST_RISE_S)))
-        for job in found[0]
+        for job in every
         if any(at_s <= job.at_s < at_s + BURST_S for at_s in burst_begins_s(load.name))
         for _ in range(BURST_FACTOR - 1)
     ]
