@@ -39,8 +39,8 @@ PROMISES = {"code": (0.8, 0.1), "chat": (2.0, 0.05)}
 A100_FACTORS = (2.5, 2.0)
 HOUR_S = 3600.0
 BURST_EVERY_S, BURST_S, BURST_RISE_S, BURST_FACTOR = 240.0, 40.0, 2.0, 5
-AZURE_S = 600.0
-AZURE_BEGINS_S = ((0.0, 0.0), (700.0, 700.0), (1400.0, 1400.0), (350.0, 1050.0), (1050.0, 350.0))
+AZURE_S = 690.0
+AZURE_BEGINS_S = ((0.0, 0.0), (695.0, 695.0), (1390.0, 1390.0), (350.0, 1050.0), (1050.0, 350.0))
 """By seed, where code and chat begin."""
 
 
@@ -66,11 +66,13 @@ LOADS: dict[str, Load] = {
         Load("az", "code and chat as recorded", A100, 24),
         Load("ml", "a large model, 4 h in 10 min", A100, 24, (12.0, 60.0, 100.0, 36.0, 84.0), 9.0),
         Load("pk", "a large model, its peakiest hours", A100, 24, (29.5, 154.5, 16.5, 20.5, 163.5), 7.0),
-        Load("r1", "long answers, 4 h in 15 min", H100, 24, (6.0, 10.0, 13.0, 8.0, 3.0), 6.0, 900.0, 8192),
+        Load("r1", "long answers, 4 h in 15 min", H100, 24, (6.0, 10.0, 13.0, 8.0, 3.0), 6.0, 990.0, 8192),
         Load("bu", "chat in bursts", A100, 24, lasts_s=720.0),
     )
 }
 WINDOW_HOURS = 4.0
+WARM_S = 90.0
+"""Every fleet begins with its fewest instances: what arrives before is served and not counted, and not paid."""
 
 
 def missing(folder: Path) -> list[str]:

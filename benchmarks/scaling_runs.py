@@ -20,14 +20,16 @@ import record
 import scaling_future
 import scaling_loads as loads
 import scheduling_runs
+from hyperflexis.core.commands import Command
 from hyperflexis.core.control import Policy
+from hyperflexis.core.events import Event
 from hyperflexis.core.fleet import FleetBounds, Range
 from hyperflexis.core.instance import Capacity, Role
 from hyperflexis.core.relief import Relief
 from hyperflexis.policies import clairvoyant, create
 from hyperflexis.sim import profiles
 from hyperflexis.sim.outcome import Outcome
-from hyperflexis.sim.simulation import FleetSpec, simulate
+from hyperflexis.sim.simulation import FleetSpec, Simulation
 from hyperflexis.sim.startup import StartupSpec
 
 KEPT = record.REPOSITORY / "build" / "scaling"
@@ -76,21 +78,25 @@ def simulated(run: Run, traces: Path) -> dict[str, Any]:
     """Run one simulation in this process."""
     policy, fleet = fleet_of(run, traces)
     jobs = loads.jobs(run.load, run.seed, traces)
-    started_s = time.process_time()
-    outcome = simulate(jobs, loads.classes(run.load), policy, fleet, seed=run.seed)
+    started_s, warm_s = time.process_time(), list[float]()
+
+    def watch(now: float, event: Event, commands: Sequence[Command]) -> None:
+        if now >= loads.WARM_S and not warm_s:
+            warm_s.append(simulation.control.sizing.bill.seconds(now)[0])
+
+    simulation = Simulation(jobs, loads.classes(run.load), policy, fleet, seed=run.seed, observe=watch)
+    outcome = simulation.run()
     cpu_s = time.process_time() - started_s
-    return {**asdict(run), **_figures(run, outcome), "cpu_seconds": round(cpu_s, 2)}
+    return {**asdict(run), **_figures(run, outcome, warm_s[0]), "cpu_seconds": round(cpu_s, 2)}
 
 
-def _figures(run: Run, outcome: Outcome) -> dict[str, Any]:
-    counts = {
-        name: [int((outcome.service_class == index).sum()), int(outcome.attained[outcome.service_class == index].sum())]
-        for index, name in enumerate(outcome.classes)
-    }
+def _figures(run: Run, outcome: Outcome, warm_s: float) -> dict[str, Any]:
+    counted = outcome.arrived_s >= loads.WARM_S
+    by_class = {name: counted & (outcome.service_class == index) for index, name in enumerate(outcome.classes)}
     return {
-        "classes": {name: count for name, count in counts.items() if count[0]},
-        "instance_s": round(outcome.usage.awake_s, 1),
-        "lasts_s": round(outcome.sim_seconds, 1),
+        "classes": {name: [int(own.sum()), int(outcome.attained[own].sum())] for name, own in by_class.items() if own.any()},
+        "instance_s": round(outcome.usage.awake_s - warm_s, 1),
+        "lasts_s": round(outcome.sim_seconds - loads.WARM_S, 1),
         "resizes": outcome.scale_events,
         "migrations": outcome.migrations,
         "violation_s": violations_s(outcome, loads.burst_begins_s(run.load)),

@@ -82,8 +82,8 @@ class Cluster:
         self.demand = Demand()
         """Of all requests that have arrived while an instance was ready."""
         self.due_work = DueWork()
-        self.placed = self.placed_late = 0
-        """Requests that were placed where they could have been in time on an idle instance, and those of them that will
+        self.placements: dict[str, tuple[int, int]] = {}
+        """By class, requests that were placed and could have been in time on an idle instance, and those of them that will
         be late where they are.
         """
         self.ended = self.kept = 0
@@ -123,15 +123,16 @@ class Cluster:
             lengths = self._lengths.get(request.service_class)
             moments = lengths.moments if lengths else UNKNOWN_MOMENTS
             self.demand = self.demand.plus(demand_of(request.prompt_tokens, moments, pace_s, self.ready[0]))
-            self.due_work.add(request.term_s, self.ready[0].latency.model.chunk_s(request.prompt_tokens, 0))
+            work_s = self.ready[0].latency.model.chunk_s(request.prompt_tokens, 0)
+            self.due_work.add(request.term_s - work_s, work_s)
 
     def observe_placement(self, request: Request, instance: Instance, *, is_late: bool) -> None:
         """Count a new request that was placed; one that no instance could serve in time says nothing."""
         model = instance.latency.model
         idle_s = model.prefill_base_s + model.chunk_s(request.prompt_tokens, 0)
         if not is_late or idle_s <= request.term_s:
-            self.placed += 1
-            self.placed_late += is_late
+            placed, late = self.placements.get(request.service_class, (0, 0))
+            self.placements[request.service_class] = (placed + 1, late + is_late)
 
     def observe_end(self, *, is_kept: bool) -> None:
         """Count a request that has ended."""

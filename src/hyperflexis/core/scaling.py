@@ -32,7 +32,7 @@ from hyperflexis.core.commands import Reason, Why
 from hyperflexis.core.due_work import DEFERRABLE_S, WorkHistory
 from hyperflexis.core.instance import Instance
 from hyperflexis.core.sizing import Sizing, Wanted
-from hyperflexis.core.surge import Certainty, Surge
+from hyperflexis.core.surge import Caution, Surge
 
 PLAN_S = 0.5
 """How often the size is thought about."""
@@ -60,14 +60,17 @@ class ScalerRules:
     windows_s: tuple[float, float] = (10.0, 30.0)
     memory_s: float = 900.0
     """Growth is learned from so much of the past."""
-    settle_s: float = 4.0
+    settle_s: float = 2.0
     """Fewer instances are wanted after so long, and the time that a start takes."""
-    settle_starts: float = 1.0
+    settle_starts: float = 0.0
     """How many times that."""
     idle_s: float = 60.0
     """None is wanted after so long without a request, where none is allowed."""
     overdue_s: float = 5.0
     """Work that will be late anyway is to be done within so long after help has come."""
+
+
+FAST = True
 
 
 class Need(NamedTuple):
@@ -84,8 +87,8 @@ class ProactiveScaler:
         self._rules = rules or ScalerRules()
         self._work = WorkHistory()
         self._surges: dict[float, Surge] = {}
-        self._certainty = Certainty(self._rules.late_share)
-        self._placed = self._late = 0.0
+        self._cautions: dict[str, Caution] = {}
+        """By service class."""
         self._wanted: deque[tuple[float, int]] = deque()
         """(instant, instances), falling: the first is the most that was wanted within the time to settle."""
         self._planned_s = -math.inf
@@ -107,7 +110,7 @@ class ProactiveScaler:
         self._planned_s = now
         self._model = cluster.ready[0]
         need = self._need(cluster, now)
-        self._learn(cluster)
+        self._learn(cluster, need)
         start_s = sizing.start_s() + PLAN_S
         count, reason = self._count_for(need, cluster, sizing, start_s, now)
         count = self._settled(count, self._rules.settle_s + self._rules.settle_starts * start_s, now)
@@ -127,17 +130,28 @@ class ProactiveScaler:
         self._work.observe(cluster.due_work.by_term, now)
         state = fleet_state(cluster, self._model)
         rules = self._rules
-        rho_now = self._work.due_rate(now)
+        rho_now = self._work.due_rate(now, self._margin)
         rho_mean = max(self._work.rate(window_s, now) for window_s in rules.windows_s)
         kv = state.kv_tokens / (rules.kv_share * state.kv_capacity)
         share = max(0.05, rules.time_share - state.fixed_share)
-        needs = [max((rho + state.decode_share) / share, kv) for rho in (max(rho_now, rho_mean), rho_mean)]
+        needs = [max((rho + state.decode_share) / share, kv) for rho in (rho_now, rho_now if FAST else rho_mean)]
         return Need(*needs)
 
-    def _learn(self, cluster: Cluster) -> None:
-        placed, late = cluster.placed - self._placed, cluster.placed_late - self._late
-        self._placed, self._late = cluster.placed, cluster.placed_late
-        self._certainty.observe(placed, late)
+    def _learn(self, cluster: Cluster, need: Need) -> None:
+        was_short = len(cluster.ready) < need.now
+        for name, (placed, late) in cluster.placements.items():
+            if name not in self._cautions:
+                self._cautions[name] = Caution(self._rules.late_share)
+            self._cautions[name].observe(placed, late, was_short=was_short)
+
+    @property
+    def _quantile(self) -> float:
+        """That of the class that needs most; so the margin."""
+        return max((each.quantile for each in self._cautions.values()), default=Caution.QUANTILE_BEGINS)
+
+    @property
+    def _margin(self) -> float:
+        return max((each.margin for each in self._cautions.values()), default=Caution.MARGIN_BEGINS)
 
     def _surge(self, horizon_s: float) -> Surge:
         """By horizons a fifth apart, so that what is believed of starts may vary a little."""
@@ -152,11 +166,11 @@ class ProactiveScaler:
         surge = self._surge(start_s)
         for each in self._surges.values():
             each.observe(now, need.now, need.mean)
-        most = surge.most(need.mean, self._certainty.quantile)
+        most = surge.most(self._quantile)
         numbers = (
             ("need", need.now),
             ("mean", need.mean),
-            ("growth", surge.factor(self._certainty.quantile)),
+            ("growth", surge.factor(self._quantile)),
             ("within_s", start_s),
         )
         serving = len(cluster.ready)
@@ -198,7 +212,7 @@ class ProactiveScaler:
         """What may be needed before a start could help, beyond what is awake: to be woken then."""
         if not sizing.fleet.asleep_max:
             return 0
-        return max(0, math.ceil(self._surge(start_s).most(need.mean, self._certainty.quantile)) - count)
+        return max(0, math.ceil(self._surge(start_s).most(self._quantile)) - count)
 
 
 class FleetState(NamedTuple):
