@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+
 from hyperflexis.core import budget, loads
 from hyperflexis.core.instance import Capacity, Instance
 from hyperflexis.core.latency import LatencyModel
@@ -43,11 +44,16 @@ def needs(
     bins = int((arrived_s + lasts_s).max() / BIN_S) + 2
     rho = np.zeros(bins)
     for term_s in np.unique(terms_s[np.isfinite(terms_s)]):
-        due = np.bincount((arrived_s / BIN_S).astype(int), weights=np.where(terms_s <= term_s, work_s, 0), minlength=bins)
+        due = np.bincount(
+            (arrived_s / BIN_S).astype(int), weights=np.where(terms_s <= term_s, work_s, 0), minlength=bins
+        )
         width = max(1, round(term_s / BIN_S))
         rho = np.maximum(rho, np.convolve(due, np.ones(width))[:bins] / (width * BIN_S))
     begins, ends = (arrived_s / BIN_S).astype(int), ((arrived_s + lasts_s) / BIN_S).astype(int) + 1
-    seqs, context = _running(begins, ends, np.ones(len(jobs)), bins), _running(begins, ends, prompts + answers / 2, bins)
+    seqs, context = (
+        _running(begins, ends, np.ones(len(jobs)), bins),
+        _running(begins, ends, prompts + answers / 2, bins),
+    )
     pace_s = budget.AIM * float(paces_s.min())
     decode = (model.decode_seq_s * seqs + model.context_token_s * context) / pace_s
     share = max(0.05, rules.time_share - min(0.9, model.decode_base_s / pace_s))

@@ -18,8 +18,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import disaggregation_loads
 import numpy as np
+
+import disaggregation_loads
 from hyperflexis.core.latency import LatencyModel
 from hyperflexis.core.slo import ServiceClass, Slo
 from hyperflexis.sim import profiles, workload

@@ -141,7 +141,9 @@ def _opening() -> str:
 def _how(results: Results) -> str:
     machine = results["machine"]
     sources = {each["source"] for cell in results["cells"] for each in cell["rows"].values()}
-    several = f" Rows are of {len(sources)} versions of the source; the raw file says which." if len(sources) > 1 else ""
+    several = (
+        f" Rows are of {len(sources)} versions of the source; the raw file says which." if len(sources) > 1 else ""
+    )
     return (
         "## How it was measured\n\n"
         "- **Cost** is instance-seconds from the launch of an instance to its end, starting and draining included, as "
@@ -221,7 +223,9 @@ def _against(results: Results, cell: Cell) -> str:
 
 
 def _bursts(results: Results) -> str:
-    cells = [cell for cell in results["cells"] if any(run["violation_s"] for run in runs(cell, next(iter(cell["rows"]))))]
+    cells = [
+        cell for cell in results["cells"] if any(run["violation_s"] for run in runs(cell, next(iter(cell["rows"]))))
+    ]
     if not cells:
         return ""
     rows = dict.fromkeys(row for cell in cells for row in cell["rows"])

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 import record
 import scaling_future
 import scaling_loads as loads
@@ -94,7 +95,9 @@ def _figures(run: Run, outcome: Outcome, warm_s: float) -> dict[str, Any]:
     counted = outcome.arrived_s >= loads.WARM_S
     by_class = {name: counted & (outcome.service_class == index) for index, name in enumerate(outcome.classes)}
     return {
-        "classes": {name: [int(own.sum()), int(outcome.attained[own].sum())] for name, own in by_class.items() if own.any()},
+        "classes": {
+            name: [int(own.sum()), int(outcome.attained[own].sum())] for name, own in by_class.items() if own.any()
+        },
         "instance_s": round(outcome.usage.awake_s - warm_s, 1),
         "lasts_s": round(outcome.sim_seconds - loads.WARM_S, 1),
         "resizes": outcome.scale_events,

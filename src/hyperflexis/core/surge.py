@@ -1,16 +1,18 @@
-"""How much demand may grow within a horizon, learned from how it grew lately; and how sure one has to be.
+"""How much demand may grow within a horizon, learned from how it grew lately; and how cautious one has to be.
 
-Without a model of arrivals: with N(t) the need at instant t as it is and M(t) its mean, both in instances,
+Without a model of arrivals: with N(t) the need at instant t and M(t) its level, a decaying mean, both in instances,
 
     growth over a horizon h    g(t) = (max of N over (t, t + h] + c) / (M(t) + c)
 
-is known h later, and the factor for the next h is a quantile of the g of the last minutes. What may come before help
-could arrive is so held ready, and no more: the factor is near 1 where starts are quick or demand is smooth, and
-near peak over mean where they are slow and it is not.
+is known h later, and the factor for the next h is a quantile of the g of the last minutes, of instants that were like
+this one: in which N / M was about as large. In a lull that is how likely a burst is to begin, in a burst how it goes on.
+No more is ever expected than was needed within these minutes. What may come before help could arrive is so held ready:
+little where starts are quick or demand is smooth, and near the peak where they are slow and it is not.
 
-Which quantile is found by feedback. Of the work that is placed, a small share may be placed where it will be late;
-while it is more, the quantile rises, else it falls (adaptive conformal inference, Gibbs and Candes 2021: the share
-holds in the long run whatever demand does). Knows no instances and no requests.
+Which quantile, and how much of a term is lost to what the need leaves out (prefills that cannot be split, queues that
+are not even), is found by feedback. Of each class's work a small share may be placed where it will be late; while it is
+more, caution rises, else it falls (adaptive conformal inference, Gibbs and Candes 2021). Knows no instances and no
+requests.
 """
 
 from __future__ import annotations
@@ -28,9 +30,6 @@ STATES = (0.7, 0.9, 1.1, 1.4, 1.8, 2.5, 3.5)
 """Of the need over its level, between what is told apart."""
 LEVEL_MIN_S, LEVEL_HORIZONS = 5.0, 2.0
 """The level decays over so many horizons, and no faster than that."""
-
-
-WIN = 1e9
 
 
 class Growths:
@@ -68,22 +67,29 @@ class Surge:
         """(instant, level, state) whose horizon has not passed."""
         self._peaks: deque[tuple[float, float]] = deque()
         """(instant, need) in falling order of needs: the first is the largest since the oldest open instant."""
+        self._highest: deque[tuple[float, float]] = deque()
+        """The same of the needs of all the memory."""
         self._seen: deque[tuple[float, float, int]] = deque()
         self._all = Growths()
         self._by_state = [Growths() for _ in range(len(STATES) + 1)]
 
-    def observe(self, now: float, need: float, mean: float) -> None:
-        """Note a need and its mean, at instants in order."""
+    def observe(self, now: float, need: float) -> None:
+        """Note a need, at instants in order."""
         passed_s = min(now - self._at_s, 1e6)
-        self.level += (mean - self.level) * (1 - math.exp(-passed_s / self._level_s))
+        self.level += (need - self.level) * (1 - math.exp(-passed_s / self._level_s))
         self.need, self._at_s = need, now
         while self._peaks and self._peaks[-1][1] <= need:
             self._peaks.pop()
         self._peaks.append((now, need))
+        while self._highest and self._highest[-1][1] <= need:
+            self._highest.pop()
+        self._highest.append((now, need))
+        while self._highest[0][0] < now - self._memory_s:
+            self._highest.popleft()
         self._open.append((now, self.level, self._state()))
         while self._open and self._open[0][0] <= now - self.horizon_s:
             instant_s, then, state = self._open.popleft()
-            while self._peaks[0][0] <= max(instant_s, now - WIN):
+            while self._peaks[0][0] <= instant_s:
                 self._peaks.popleft()
             growth = (self._peaks[0][1] + SMOOTHING) / (then + SMOOTHING)
             self._seen.append((now, growth, state))
@@ -110,7 +116,12 @@ class Surge:
 
     def most(self, quantile: float) -> float:
         """The need to be ready for."""
-        return self.factor(quantile) * (self.level + SMOOTHING) - SMOOTHING
+        grown = self.factor(quantile) * (self.level + SMOOTHING) - SMOOTHING
+        return max(self.need, min(grown, self._largest()))
+
+    def _largest(self) -> float:
+        """The most that was needed lately."""
+        return self._highest[0][1] if len(self._all) >= SEEN_MIN else math.inf
 
 
 class Dial:
@@ -137,26 +148,26 @@ class Dial:
 
 
 class Caution:
-    """How sure to be, and how much more than the formula says a need is: both by what came of it, for one service class.
+    """How sure to be, and how much more a need is than the formula says: by what came of both, for one service class.
 
-    What is late while there were fewer instances than are needed was not foreseen: the quantile rises. What is late
-    although there were as many needs more than was thought: the margin rises.
+    What is late while there were fewer instances than were needed was not foreseen: the quantile rises. What is late
+    although there were as many needs more than was thought: the margin rises, the seconds of each term that are lost.
     """
 
-    QUANTILE_BOUNDS, QUANTILE_BEGINS, QUANTILE_GAIN = (0.6, 0.98), 0.8, 0.02
-    MARGIN_BOUNDS, MARGIN_BEGINS, MARGIN_GAIN = (0.0, 1.5), 0.3, 0.1
+    QUANTILE_BOUNDS, QUANTILE_BEGINS, QUANTILE_GAIN = (0.5, 0.98), 0.8, 0.02
+    MARGIN_BOUNDS_S, MARGIN_BEGINS_S, MARGIN_GAIN = (0.0, 1.5), 0.3, 0.1
 
     def __init__(self, late_share: float) -> None:
         self._placed = self._late = 0
         self._quantile = Dial(late_share, self.QUANTILE_GAIN, self.QUANTILE_BOUNDS, self.QUANTILE_BEGINS)
-        self._margin = Dial(late_share, self.MARGIN_GAIN, self.MARGIN_BOUNDS, self.MARGIN_BEGINS)
+        self._margin = Dial(late_share, self.MARGIN_GAIN, self.MARGIN_BOUNDS_S, self.MARGIN_BEGINS_S)
 
     @property
     def quantile(self) -> float:
         return self._quantile.value
 
     @property
-    def margin(self) -> float:
+    def margin_s(self) -> float:
         return self._margin.value
 
     def observe(self, placed: int, late: int, *, was_short: bool) -> None:

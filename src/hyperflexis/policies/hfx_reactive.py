@@ -3,8 +3,8 @@
 THE RULES BELOW ARE OUR READING: its thresholds, windows and cost function are not published in a form that this project
 has. TokenScale names it among the scalers that act on performance, that is, after promises were missed.
 
-    up      attainment of the last `window_s` under `attainment_min`, or requests that wait and will be late: `step` more,
-            one decision at a time: while a start is under way there is none
+    up      attainment of the last `window_s` under `attainment_min`, or requests that wait and will be late: `step`
+            more, one decision at a time: while a start is under way there is none
     down    n - 1 instances would have been enough, at `headroom`, for all of `cool_down_s`: one fewer
 """
 
@@ -19,9 +19,7 @@ TICK_S = 1.0
 
 
 class Reactive:
-    def __init__(
-        self, attainment_min: float, window_s: float, step: int, cool_down_s: float, headroom: float
-    ) -> None:
+    def __init__(self, attainment_min: float, window_s: float, step: int, cool_down_s: float, headroom: float) -> None:
         self._attainment_min = attainment_min
         self._step = step
         self._cool_down_s = cool_down_s

@@ -34,7 +34,7 @@ def policy(
 ) -> Policy:
     """`separation` 0 shares all work evenly: quicker on average, and fewer promises kept under bursts.
 
-    Of the work, `late_share` may be placed where it will be late: a fleet that changes its size is as large as that asks.
+    A fleet that changes its size is large enough that `late_share` of a class may be placed where it will be late.
 
     `roles` says whether requests may be prefilled on one instance and decoded on another: `none`, `fixed` (as the fleet
     was started) or `planned`.

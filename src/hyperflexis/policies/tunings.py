@@ -76,10 +76,10 @@ TUNINGS: dict[str, tuple[Tuning, ...]] = {
     ),
     "blitzscale": (
         {},
-        {"idle_s": 5.0},
+        {"scale": 1.3},
+        {"scale": 0.8},
+        {"scale": 0.65},
         {"idle_s": 15.0},
-        {"idle_s": 15.0, "scale": 1.5},
-        {"idle_s": 60.0},
         {"idle_s": 240.0},
     ),
     "tokenscale_scaler": (
@@ -106,6 +106,11 @@ TUNINGS: dict[str, tuple[Tuning, ...]] = {
         {"target": 24.0, "stable_s": 20.0},
         {"target": 12.0, "stable_s": 30.0},
     ),
-    "llm_d_saturation": ({}, {"pace": 4.0}, {"pace": 12.0, "window_s": 15.0}, {"high": 0.75, "low": 0.55, "pace": 12.0}),
+    "llm_d_saturation": (
+        {},
+        {"pace": 4.0},
+        {"pace": 12.0, "window_s": 15.0},
+        {"high": 0.75, "low": 0.55, "pace": 12.0},
+    ),
 }
 """Policy → keyword arguments of its `policy` function."""
