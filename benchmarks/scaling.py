@@ -47,10 +47,12 @@ RIVALS = (
     "llm_d_saturation",
 )
 ROWS = (OURS, STAYS, *RIVALS, CLAIRVOYANT)
-LATE_SHARES = (0.02, 0.003, 0.008, 0.012, 0.04, 0.08)
+LATE_SHARES = (0.04, 0.08, 0.02, 0.012, 0.008, 0.003)
 """Of ours: what is tried of `late_share`."""
-FACTORS = (0.9, 1.0, 1.15, 1.3)
+FACTORS = (1.0, 1.15)
 """Of what a clairvoyant fleet is told to have, tried as others' tunings are."""
+TRIED = {3.0: slice(0, 4), 30.0: slice(-4, None)}
+"""By the time of a start, which of a row's tunings: they are told from those for quick starts to those for slow ones."""
 JOBS_MAX = 2
 QUICK = {"loads": ("bu",), "startups": (3.0,), "rows": (OURS, "kpa")}
 
@@ -79,7 +81,9 @@ def chosen(load: str, startup_s: float, row: str, peaks: Mapping[int, Mapping[st
     """The deployment of a row that is reported, by the seeds that are not."""
     at_s = TUNED_AT_S[startup_s]
     return choice.cheapest(
-        tries(row), lambda text, seed: kept(Run(load, at_s, text, seed), traces), {s: peaks[s] for s in loads.TUNED}
+        tries(row)[TRIED[at_s]],
+        lambda text, seed: kept(Run(load, at_s, text, seed), traces),
+        {s: peaks[s] for s in loads.TUNED},
     )
 
 

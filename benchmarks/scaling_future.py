@@ -1,4 +1,4 @@
-"""What a clairvoyant fleet is told: how many instances are needed when, from all arrivals and the lengths of all answers.
+"""What a clairvoyant fleet is told: how many instances are needed when, from all arrivals and all answers' lengths.
 
 The need is that of `core.scaling`, of true lengths: prefill by the most that is due within a promise of its arrival,
 decodes as if each ran at its promised pace, and room for their contexts. Knows no policies.

@@ -98,12 +98,13 @@ def verdict(results: Results) -> str:
     over = {_name(cell): cost(results, cell, OURS) / cost(results, cell, rival) - 1 for cell, rival in compared}
     dearer = [f"{name} {_signed(by)}" for name, by in over.items() if by > DEARER]
     cheaper = [name for name, by in over.items() if by <= -CHEAPER]
+    alone = [_name(cell) for cell in able if best_rival(results, cell) is None]
     unable = [_name(cell) for cell in cells if cell not in able]
     lines = [
         f"- **Never more than {100 * DEARER:.0f} % dearer than the cheapest rival that keeps as much.** "
         f"{_kept(not dearer and not unable)}: in {len(compared) - len(dearer)} of {len(compared)} cells in which both "
         f"keep as much as the fixed fleet; dearer in {_listed(dearer)}. Ours keeps less than asked in "
-        f"{_listed(unable)}, and no rival keeps as much in {_listed(_name(c) for c in able if not best_rival(results, c))}.",
+        f"{_listed(unable)}, and no rival keeps as much in {_listed(alone)}.",
         f"- **At least {100 * CHEAPER:.0f} % cheaper in {CHEAPER_IN} loads or more.** "
         f"{_kept(len({name.split()[0] for name in cheaper}) >= CHEAPER_IN)}: {_listed(cheaper)}.",
     ]

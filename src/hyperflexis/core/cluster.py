@@ -83,11 +83,11 @@ class Cluster:
         """Of all requests that have arrived while an instance was ready."""
         self.due_work = DueWork()
         self.placements: dict[str, tuple[int, int]] = {}
-        """By class, requests that were placed and could have been in time on an idle instance, and those of them that will
-        be late where they are.
+        """By class, requests that were placed and could have been in time on an idle instance, and those of them that
+        will be late where they are.
         """
         self.ended = self.kept = 0
-        """Requests that have ended, but for those whose clients left; and those of them that had all that was promised."""
+        """Requests that have ended, but for those whose clients left; and those of them that kept their promises."""
 
     def launch(self, instance_id: int, role: Role) -> Instance:
         """Count a new instance in; it is not ready."""

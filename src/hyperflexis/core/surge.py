@@ -5,7 +5,7 @@ Without a model of arrivals: with N(t) the need at instant t and M(t) its level,
     growth over a horizon h    g(t) = (max of N over (t, t + h] + c) / (M(t) + c)
 
 is known h later, and the factor for the next h is a quantile of the g of the last minutes, of instants that were like
-this one: in which N / M was about as large. In a lull that is how likely a burst is to begin, in a burst how it goes on.
+this one: in which N / M was about as large. In a lull that is how likely a burst is to come, in a burst how it goes on.
 No more is ever expected than was needed within these minutes. What may come before help could arrive is so held ready:
 little where starts are quick or demand is smooth, and near the peak where they are slow and it is not.
 
