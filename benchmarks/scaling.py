@@ -47,12 +47,12 @@ RIVALS = (
     "llm_d_saturation",
 )
 ROWS = (OURS, STAYS, *RIVALS, CLAIRVOYANT)
-LATE_SHARES = (0.04, 0.08, 0.02, 0.012, 0.008, 0.003)
+LATE_SHARES = (0.05, 0.02, 0.01, 0.005, 0.0025)
 """Of ours: what is tried of `late_share`."""
 FACTORS = (1.0, 1.15)
 """Of what a clairvoyant fleet is told to have, tried as others' tunings are."""
 TRIED = {3.0: slice(0, 4), 30.0: slice(-4, None)}
-"""By the time of a start, which of a row's tunings: they are told from those for quick starts to those for slow ones."""
+"""By the time of a start, which of a row's tunings: those for quick starts are told first, those for slow ones last."""
 JOBS_MAX = 2
 QUICK = {"loads": ("bu",), "startups": (3.0,), "rows": (OURS, "kpa")}
 

@@ -19,7 +19,7 @@ def ready_s(
 ) -> list[float]:
     """When each of these starts, in order of their beginnings, is ready."""
     kernel, ended = Kernel(), dict[int, float]()
-    spec = StartupSpec({source: phases for source in StartSource}, is_chained=is_chained)
+    spec = StartupSpec(dict.fromkeys(StartSource, phases), is_chained=is_chained)
     starts = Starts(spec, kernel)
 
     def begin(number: int, source: StartSource, donor_id: int | None) -> None:

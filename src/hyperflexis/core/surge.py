@@ -6,7 +6,7 @@ Without a model of arrivals: with N(t) the need at instant t and M(t) its level,
 
 is known h later, and the factor for the next h is a quantile of the g of the last minutes, of instants that were like
 this one: in which N / M was about as large. In a lull that is how likely a burst is to come, in a burst how it goes on.
-No more is ever expected than was needed within these minutes. What may come before help could arrive is so held ready:
+No more is expected than was needed within these minutes, but for a little more than now. What may come before help could arrive is so held ready:
 little where starts are quick or demand is smooth, and near the peak where they are slow and it is not.
 
 Which quantile, and how much of a term is lost to what the need leaves out (prefills that cannot be split, queues that
@@ -120,8 +120,8 @@ class Surge:
         return max(self.need, min(grown, self._largest()))
 
     def _largest(self) -> float:
-        """The most that was needed lately."""
-        return self._highest[0][1] if len(self._all) >= SEEN_MIN else math.inf
+        """The most that was needed lately, and a little more than now."""
+        return max(self._highest[0][1], PRIOR * self.need) if len(self._all) >= SEEN_MIN else math.inf
 
 
 class Dial:
@@ -152,10 +152,13 @@ class Caution:
 
     What is late while there were fewer instances than were needed was not foreseen: the quantile rises. What is late
     although there were as many needs more than was thought: the margin rises, the seconds of each term that are lost.
+    Where starts are quick the margin rises first whatever the cause: to answer what comes by more than it asks for
+    costs less than to hold ready what may come.
     """
 
     QUANTILE_BOUNDS, QUANTILE_BEGINS, QUANTILE_GAIN = (0.5, 0.98), 0.8, 0.02
     MARGIN_BOUNDS_S, MARGIN_BEGINS_S, MARGIN_GAIN = (0.0, 1.5), 0.3, 0.1
+    MARGIN_FULL = 0.9
 
     def __init__(self, late_share: float) -> None:
         self._placed = self._late = 0
@@ -170,9 +173,11 @@ class Caution:
     def margin_s(self) -> float:
         return self._margin.value
 
-    def observe(self, placed: int, late: int, *, was_short: bool) -> None:
+    def observe(self, placed: int, late: int, *, was_short: bool, is_quick: bool) -> None:
         """So much was placed so far, so much of it where it will be late."""
         new, new_late = placed - self._placed, late - self._late
         self._placed, self._late = placed, late
-        self._quantile.observe(new, new_late if was_short else 0)
-        self._margin.observe(new, 0 if was_short else new_late)
+        could_rise = self.margin_s < self.MARGIN_FULL * self.MARGIN_BOUNDS_S[1]
+        is_unforeseen = was_short and not (is_quick and could_rise)
+        self._quantile.observe(new, new_late if is_unforeseen else 0)
+        self._margin.observe(new, 0 if is_unforeseen else new_late)

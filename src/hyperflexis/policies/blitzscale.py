@@ -34,8 +34,8 @@ class Bounds:
         self._scale = scale
         self._idle_s = idle_s
         self._work = WorkHistory()
-        self._loaded_s = -math.inf
-        """When the load was not too little last."""
+        self._idle = elastic.Spell()
+        """With too little load."""
 
     def plan(self, cluster: Cluster, sizing: Sizing, now: float) -> Wanted | None:
         if not cluster.ready:
@@ -45,11 +45,11 @@ class Bounds:
         low = math.ceil((prefill / PREFILL_LOW + decode / DECODE_LOW) / self._scale)
         have = sizing.wanted
         if have <= low:
-            self._loaded_s = now
+            self._idle.begin(now)
         if have < high:
             return elastic.wanted(sizing, math.ceil((high + low) / 2), high=high, low=low)
-        if have > low and now - self._loaded_s >= self._idle_s:
-            self._loaded_s = now
+        if have > low and self._idle.seconds(now) >= self._idle_s:
+            self._idle.begin(now)
             return elastic.wanted(sizing, have - 1, high=high, low=low)
         return None
 

@@ -29,7 +29,7 @@ class BackPressure:
         self._cool_down_s = cool_down_s
         self._usage = elastic.Usage(window_s)
         self._ticks = elastic.Ticks(TICK_S)
-        self._pressed_s = -math.inf
+        self._calm = elastic.Spell()
 
     def plan(self, cluster: Cluster, sizing: Sizing, now: float) -> Wanted | None:
         if not cluster.ready:
@@ -41,10 +41,10 @@ class BackPressure:
         batch = self._for_batch(cluster, now)
         count = max(math.ceil(used / self._pressure), math.ceil(used + batch))
         if used >= (self._pressure - self._margin) * have or count >= have:
-            self._pressed_s = now
+            self._calm.begin(now)
         if used > (self._pressure + self._margin) * have or batch > have - used:
             return elastic.wanted(sizing, max(have, count), used=used, batch=batch)
-        if now - self._pressed_s >= self._cool_down_s:
+        if self._calm.seconds(now) >= self._cool_down_s:
             return elastic.wanted(sizing, count, used=used, batch=batch)
         return None
 

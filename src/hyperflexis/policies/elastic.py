@@ -71,6 +71,22 @@ class Ticks:
         return True
 
 
+class Spell:
+    """How long something has been as it is; from the first look on, for nothing is known before."""
+
+    def __init__(self) -> None:
+        self._since_s = math.nan
+
+    def begin(self, now: float) -> None:
+        """It is so from now on."""
+        self._since_s = now
+
+    def seconds(self, now: float) -> float:
+        if math.isnan(self._since_s):
+            self._since_s = now
+        return now - self._since_s
+
+
 class Window:
     """Samples of the last while, with their mean; or of a sum that only grows, by how much it grew."""
 

@@ -27,8 +27,8 @@ class Reactive:
         self._ended, self._kept = elastic.Window(window_s), elastic.Window(window_s)
         self._usage = elastic.Usage(window_s)
         self._ticks = elastic.Ticks(TICK_S)
-        self._needed_s = 0.0
-        """When all instances were needed last."""
+        self._enough = elastic.Spell()
+        """With fewer instances."""
 
     def plan(self, cluster: Cluster, sizing: Sizing, now: float) -> Wanted | None:
         if not cluster.ready:
@@ -41,12 +41,12 @@ class Reactive:
         attainment = self._kept.growth / self._ended.growth if self._ended.growth else 1.0
         enough = self._usage.instances(cluster, now) / self._headroom
         if enough > have - 1 or late:
-            self._needed_s = now
+            self._enough.begin(now)
         if (late or attainment < self._attainment_min) and not elastic.is_open(sizing):
-            self._needed_s = now
+            self._enough.begin(now)
             return elastic.wanted(sizing, have + self._step, attainment=attainment, late=late)
-        if now - self._needed_s >= self._cool_down_s:
-            self._needed_s = now
+        if self._enough.seconds(now) >= self._cool_down_s:
+            self._enough.begin(now)
             return elastic.wanted(sizing, have - 1, enough=enough)
         return None
 
@@ -61,5 +61,6 @@ def policy(
     headroom: float = 0.8,
 ) -> Policy:
     elastic.above(attainment_min=attainment_min, window_s=window_s, step=step, headroom=headroom)
+    elastic.above(cool_down_s=cool_down_s)
     scaler = Reactive(attainment_min, window_s, step, cool_down_s, headroom)
     return elastic.policy("hfx_reactive", prefill_tokens_max, scaler)

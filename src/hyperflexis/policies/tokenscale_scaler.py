@@ -44,7 +44,8 @@ class ByVelocity:
         self._headroom = headroom
         self._cool_down_s = cool_down_s
         self._ticks = elastic.Ticks(TICK_S)
-        self._needed_s = -math.inf
+        self._enough = elastic.Spell()
+        """With fewer instances."""
         self._most = 0
 
     def plan(self, cluster: Cluster, sizing: Sizing, now: float) -> Wanted | None:
@@ -58,10 +59,12 @@ class ByVelocity:
         count = math.ceil((max(prefill, burst) + decode) / self._headroom)
         self._most = max(self._most, count)
         if count >= sizing.wanted:
-            self._needed_s, self._most = now, 0
+            self._enough.begin(now)
+            self._most = 0
             return elastic.wanted(sizing, count, prefill=prefill, burst=burst, decode=decode)
-        if now - self._needed_s >= self._cool_down_s:
-            self._needed_s, most, self._most = now, self._most, 0
+        if self._enough.seconds(now) >= self._cool_down_s:
+            self._enough.begin(now)
+            most, self._most = self._most, 0
             return elastic.wanted(sizing, most, prefill=prefill, burst=burst, decode=decode)
         return None
 
