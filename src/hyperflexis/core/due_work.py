@@ -15,8 +15,8 @@ TERMS_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 """Terms up to each of these are counted together."""
 DEFERRABLE_S = TERMS_S[-1]
 EXACT = 1e-9
-LEFT_MIN = 0.3
-"""Of a term, what is left for work at the least."""
+HALF_MIN_S = 1.0
+"""The shortest window of halves of terms."""
 
 
 class DueWork:
@@ -53,15 +53,17 @@ class WorkHistory:
         elapsed_s = max(newest[0] - oldest[0], min(window_s, newest[0] - self._seen[0][0]))
         return (newest[1][term] - oldest[1][term]) / elapsed_s if elapsed_s > 0 else 0.0
 
-    def due_rate(self, now: float, lost_s: float = 0.0) -> float:
+    def due_rate(self, now: float, margin_s: float = 0.0) -> float:
         """The most over the terms, each in a window as long as it is; of those that some work really has.
 
-        Of each term, `lost_s` passes before the work begins to be done, though at most most of it.
+        What came in the last half of a term counts for more, the shorter the term is against the margin: prefills
+        cannot be split, queues are uneven, and what has begun to come goes on.
         """
         most = 0.0
         for index, term_s in enumerate(TERMS_S):
             if not index or self._has(index, now):
-                most = max(most, self.rate(term_s, now, index) / max(LEFT_MIN, 1 - lost_s / term_s))
+                half = self.rate(max(HALF_MIN_S, term_s / 2), now, index)
+                most = max(most, self.rate(term_s, now, index), (0.5 + margin_s / term_s) * half)
         return most
 
     def _has(self, index: int, now: float) -> bool:

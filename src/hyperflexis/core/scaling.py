@@ -37,6 +37,10 @@ PLAN_S = 0.5
 """How often the size is thought about."""
 QUICK_S = 5.0
 """Starts that are quicker make good what was not foreseen before it costs much."""
+SLOW_MARGIN_S, SLOW_QUANTILE = 1.0, 0.8
+"""Where they are not, what comes is not answered by much more than it asks for, which would come too late; and more is
+held ready from the first.
+"""
 
 
 class Scaler(Protocol):
@@ -60,7 +64,7 @@ class ScalerRules:
     """v."""
     memory_s: float = 900.0
     """Growth is learned from so much of the past."""
-    settle_s: float = 1.0
+    settle_s: float = 4.0
     """Fewer instances are wanted after so long."""
     idle_s: float = 60.0
     """None is wanted after so long without a request, where none is allowed."""
@@ -84,6 +88,7 @@ class ProactiveScaler:
         self._seen: tuple[float, ...] = ()
         """All work that had arrived when it was last planned."""
         self._count = 0
+        self._is_quick = False
         self._model: Instance | None = None
         """An instance like those that will come."""
 
@@ -99,7 +104,8 @@ class ProactiveScaler:
         self._model = cluster.ready[0]
         need = self._need(cluster, now)
         start_s = sizing.start_s() + PLAN_S
-        self._learn(cluster, need, is_quick=start_s < QUICK_S)
+        self._is_quick = start_s < QUICK_S
+        self._learn(cluster, need)
         count, reason = self._count_for(need, cluster, sizing, start_s, now)
         count = self._settled(count, now)
         if not cluster.requests and now - self._used_s >= self._rules.idle_s:
@@ -123,21 +129,23 @@ class ProactiveScaler:
         share = max(0.05, rules.time_share - state.fixed_share)
         return max((rho + state.decode_share) / share, kv)
 
-    def _learn(self, cluster: Cluster, need: float, *, is_quick: bool) -> None:
+    def _learn(self, cluster: Cluster, need: float) -> None:
         was_short = len(cluster.ready) < need
         for name, (placed, late) in cluster.placements.items():
             if name not in self._cautions:
                 self._cautions[name] = Caution(self._rules.late_share)
-            self._cautions[name].observe(placed, late, was_short=was_short, is_quick=is_quick)
+            self._cautions[name].observe(placed, late, was_short=was_short, is_quick=self._is_quick)
 
     @property
     def _quantile(self) -> float:
         """That of the class that needs most."""
-        return max((each.quantile for each in self._cautions.values()), default=Caution.QUANTILE_BEGINS)
+        sure = max((each.quantile for each in self._cautions.values()), default=Caution.QUANTILE_BEGINS)
+        return sure if self._is_quick else max(sure, SLOW_QUANTILE)
 
     @property
     def _margin_s(self) -> float:
-        return max((each.margin_s for each in self._cautions.values()), default=Caution.MARGIN_BEGINS_S)
+        most_s = max((each.margin_s for each in self._cautions.values()), default=Caution.MARGIN_BEGINS_S)
+        return most_s if self._is_quick else min(most_s, SLOW_MARGIN_S)
 
     def _surge(self, horizon_s: float) -> Surge:
         """By horizons a fifth apart, so that what is believed of starts may vary a little."""

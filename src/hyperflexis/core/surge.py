@@ -151,13 +151,13 @@ class Caution:
     """How sure to be, and how much more a need is than the formula says: by what came of both, for one service class.
 
     What is late while there were fewer instances than were needed was not foreseen: the quantile rises. What is late
-    although there were as many needs more than was thought: the margin rises, the seconds of each term that are lost.
+    although there were as many needs more than was thought: the margin rises, as if so many seconds of a term were lost.
     Where starts are quick the margin rises first whatever the cause: to answer what comes by more than it asks for
     costs less than to hold ready what may come.
     """
 
-    QUANTILE_BOUNDS, QUANTILE_BEGINS, QUANTILE_GAIN = (0.5, 0.98), 0.8, 0.02
-    MARGIN_BOUNDS_S, MARGIN_BEGINS_S, MARGIN_GAIN = (0.0, 1.5), 0.3, 0.1
+    QUANTILE_BOUNDS, QUANTILE_BEGINS, QUANTILE_GAIN = (0.3, 0.98), 0.5, 0.02
+    MARGIN_BOUNDS_S, MARGIN_BEGINS_S, MARGIN_GAIN = (0.0, 4.0), 1.0, 0.2
     MARGIN_FULL = 0.9
 
     def __init__(self, late_share: float) -> None:
