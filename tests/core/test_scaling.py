@@ -33,12 +33,16 @@ class Demand:
             self.cluster.launch(number, M).become_ready(capacity(blocks=200_000, block_tokens=16), H100_8B, 0.0)
         self.cluster.note_ready()
         self.now, self._owed, self._number = 0.0, 0.0, 0
+        self.is_late = False
+        """What is said of all that is placed."""
 
     def arrive(self) -> Request:
         self._number += 1
         made = request(self._number, prompt_tokens=4000, slo=slo(1.0, 0.05), arrived_s=self.now)
         self.cluster.requests[made.id] = made
         self.cluster.observe_arrival(made)
+        if self.cluster.ready:
+            self.cluster.observe_placement(made, self.cluster.ready[0], is_late=self.is_late)
         return made
 
     def last(self, seconds: float, load: float = 0.0) -> Wanted:
@@ -61,7 +65,7 @@ def count(wanted: Wanted) -> int:
 
 @pytest.mark.parametrize("load", [2.0, 6.0, 14.0])
 def test_steady_demand_gets_what_it_needs_and_little_more(load: float) -> None:
-    wanted = Demand(4).last(120, load)
+    wanted = Demand(4).last(240, load)
     assert load <= count(wanted) <= 1.25 * load + 1
     assert wanted.reason.why is Why.DEMAND
 
@@ -72,7 +76,7 @@ def test_more_demand_never_wants_fewer() -> None:
 
 
 def test_demand_that_grew_before_is_expected_to_grow_again() -> None:
-    smooth, bursty = Demand(8), Demand(8)
+    smooth, bursty = Demand(8, start_s=15.0), Demand(8, start_s=15.0)
     for _ in range(12):
         calm = count(smooth.last(30, 2.0))
         bursty.last(10, 6.0)
@@ -86,7 +90,8 @@ def test_slow_starts_want_more_held_ready() -> None:
         demand = Demand(8, start_s=start_s)
         for _ in range(12):
             demand.last(10, 6.0)
-            held.append(count(demand.last(20, 1.0)))
+            held.append(count(demand.last(12, 1.0)))
+            demand.last(8, 1.0)
     quick, slow = held[11], held[23]
     assert slow > quick
 
@@ -124,8 +129,17 @@ def test_work_without_a_near_deadline_wants_nothing() -> None:
 def test_fewer_are_wanted_only_after_a_while() -> None:
     demand = Demand(8)
     high = count(demand.last(60, 6.0))
-    assert count(demand.last(5, 0.0)) == high
+    assert count(demand.last(PLAN_S, 0.0)) == high
     assert count(demand.last(40, 0.0)) < high
+
+
+def test_work_that_is_placed_late_although_enough_were_there_needs_more() -> None:
+    counts = []
+    for is_late in (False, True):
+        demand = Demand(20)
+        demand.is_late = is_late
+        counts.append(count(demand.last(60, 4.0)))
+    assert counts[1] > counts[0]
 
 
 def test_none_is_wanted_after_a_minute_without_requests() -> None:

@@ -69,10 +69,12 @@ class Cluster:
         self.asked: dict[str, Asked] = {}
         """By class, of all requests that have arrived while an instance was ready, and of those that have ended."""
         self.due_work = DueWork()
-        self.placed = self.placed_late = 0
-        """Requests that were placed where they could have been in time on an idle instance, and those of them that will
-        be late where they are.
+        self.placements: dict[str, tuple[int, int]] = {}
+        """By class, requests that were placed and could have been in time on an idle instance, and those of them that
+        will be late where they are.
         """
+        self.ended = self.kept = 0
+        """Requests that have ended, but for those whose clients left; and those of them that kept their promises."""
 
     def launch(self, instance_id: int, role: Role) -> Instance:
         """Count a new instance in; it is not ready."""
@@ -105,15 +107,21 @@ class Cluster:
         """Count what a new request asks for."""
         if self.ready:
             self._ask(request, demand.arrived(request, self.ready[0]))
-            self.due_work.add(request.term_s, self.ready[0].latency.model.chunk_s(request.prompt_tokens, 0))
+            work_s = self.ready[0].latency.model.chunk_s(request.prompt_tokens, 0)
+            self.due_work.add(request.term_s - work_s, work_s)
 
     def observe_placement(self, request: Request, instance: Instance, *, is_late: bool) -> None:
         """Count a new request that was placed; one that no instance could serve in time says nothing."""
         model = instance.latency.model
         idle_s = model.prefill_base_s + model.chunk_s(request.prompt_tokens, 0)
         if not is_late or idle_s <= request.term_s:
-            self.placed += 1
-            self.placed_late += is_late
+            placed, late = self.placements.get(request.service_class, (0, 0))
+            self.placements[request.service_class] = (placed + 1, late + is_late)
+
+    def observe_end(self, *, is_kept: bool) -> None:
+        """Count a request that has ended."""
+        self.ended += 1
+        self.kept += is_kept
 
     def _ask(self, request: Request, asked: Asked) -> None:
         self.asked[request.service_class] = self.asked.get(request.service_class, Asked()).plus(asked)

@@ -239,7 +239,9 @@ class ControlPlane:
         if not event.failed:
             self.cluster.observe_length(request)
         del self.cluster.requests[request.id]
-        return [Conclude(request.id, request.verdict(instance.name), Reason(Why.FAILED if event.failed else Why.ENDED))]
+        verdict = request.verdict(instance.name)
+        self.cluster.observe_end(is_kept=verdict is not None and verdict.attained and not event.failed)
+        return [Conclude(request.id, verdict, Reason(Why.FAILED if event.failed else Why.ENDED))]
 
     # -- instances
 

@@ -14,6 +14,9 @@ from collections.abc import Sequence
 TERMS_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 """Terms up to each of these are counted together."""
 DEFERRABLE_S = TERMS_S[-1]
+EXACT = 1e-9
+HALF_MIN_S = 1.0
+"""The shortest window of halves of terms."""
 
 
 class DueWork:
@@ -50,6 +53,19 @@ class WorkHistory:
         elapsed_s = max(newest[0] - oldest[0], min(window_s, newest[0] - self._seen[0][0]))
         return (newest[1][term] - oldest[1][term]) / elapsed_s if elapsed_s > 0 else 0.0
 
-    def due_rate(self, now: float) -> float:
-        """The most over the terms, each in a window as long as it is."""
-        return max(self.rate(term_s, now, index) for index, term_s in enumerate(TERMS_S))
+    def due_rate(self, now: float, margin_s: float = 0.0) -> float:
+        """The most over the terms, each in a window as long as it is; of those that some work really has.
+
+        What came in the last half of a term counts for more, the shorter the term is against the margin: prefills
+        cannot be split, queues are uneven, and what has begun to come goes on.
+        """
+        most = 0.0
+        for index, term_s in enumerate(TERMS_S):
+            if not index or self._has(index, now):
+                half = self.rate(max(HALF_MIN_S, term_s / 2), now, index)
+                most = max(most, self.rate(term_s, now, index), (0.5 + margin_s / term_s) * half)
+        return most
+
+    def _has(self, index: int, now: float) -> bool:
+        """Whether what came within a term's window has that term, and no shorter one."""
+        return self.rate(TERMS_S[index], now, index) > self.rate(TERMS_S[index], now, index - 1) + EXACT

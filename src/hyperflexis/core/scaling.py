@@ -5,16 +5,15 @@ With rho seconds of prefill per second, L seconds of decodes per second without 
 pace that the fixed part takes, and KV in tokens:
 
     need       N = max((rho + L) / (u - f), kv / (v KV))                       instances
-    rho now    the most, over horizons F, of the prefill that is due within F of its arrival and arrived within the
-               last F, per F (demand bound of earliest-deadline-first scheduling)
-    rho mean   the larger mean of the last 10 and 30 s
-    wanted     N(mean) times the growth that is to be expected until a start helps (`surge`), and at least what the
-               work that waits needs: for each deadline d later than that, what n instances leave undone by d, over
+    rho        the most, over horizons F, of the prefill that is due within F of its arrival and arrived within the
+               last F, per F - lost (demand bound of earliest-deadline-first scheduling)
+    wanted     the level of N times the growth that is to be expected until a start helps (`surge`), and at least what
+               the work that waits needs: for each deadline d later than that, what n instances leave undone by d, over
                the time that one more would have for it
 
-Need and terms are the findings'; growth by quantile, its feedback and the bound by deadlines are ours. Fewer are wanted
-only when that has been so for as long as another start would take and a little longer. What may be needed only after a
-sleeper could have woken, but before a start could help, is wanted asleep.
+Need and terms are the findings'; growth by quantile, caution by feedback and the bound by deadlines are ours. There is
+no mean over longer windows than promises: what came before has been done, and the growth says what may come again. What
+may be needed only after a sleeper could have woken, but before a start could help, is wanted asleep.
 
 Knows no requests one by one; what becomes of the number is `sizing`'s.
 """
@@ -32,10 +31,16 @@ from hyperflexis.core.commands import Reason, Why
 from hyperflexis.core.due_work import DEFERRABLE_S, WorkHistory
 from hyperflexis.core.instance import Instance
 from hyperflexis.core.sizing import Sizing, Wanted
-from hyperflexis.core.surge import Certainty, Surge
+from hyperflexis.core.surge import Caution, Surge
 
 PLAN_S = 0.5
 """How often the size is thought about."""
+QUICK_S = 5.0
+"""Starts that are quicker make good what was not foreseen before it costs much."""
+SLOW_MARGIN_S, SLOW_QUANTILE = 1.0, 0.8
+"""Where they are not, what comes is not answered by much more than it asks for, which would come too late; and more is
+held ready from the first.
+"""
 
 
 class Scaler(Protocol):
@@ -57,24 +62,14 @@ class ScalerRules:
     """u."""
     kv_share: float = 0.85
     """v."""
-    windows_s: tuple[float, float] = (10.0, 30.0)
     memory_s: float = 900.0
     """Growth is learned from so much of the past."""
     settle_s: float = 4.0
-    """Fewer instances are wanted after so long, and the time that a start takes."""
-    settle_starts: float = 1.0
-    """How many times that."""
+    """Fewer instances are wanted after so long."""
     idle_s: float = 60.0
     """None is wanted after so long without a request, where none is allowed."""
     overdue_s: float = 5.0
     """Work that will be late anyway is to be done within so long after help has come."""
-
-
-class Need(NamedTuple):
-    """Instances, not whole ones."""
-
-    now: float
-    mean: float
 
 
 class ProactiveScaler:
@@ -84,8 +79,8 @@ class ProactiveScaler:
         self._rules = rules or ScalerRules()
         self._work = WorkHistory()
         self._surges: dict[float, Surge] = {}
-        self._certainty = Certainty(self._rules.late_share)
-        self._placed = self._late = 0.0
+        self._cautions: dict[str, Caution] = {}
+        """By service class."""
         self._wanted: deque[tuple[float, int]] = deque()
         """(instant, instances), falling: the first is the most that was wanted within the time to settle."""
         self._planned_s = -math.inf
@@ -93,6 +88,7 @@ class ProactiveScaler:
         self._seen: tuple[float, ...] = ()
         """All work that had arrived when it was last planned."""
         self._count = 0
+        self._is_quick = False
         self._model: Instance | None = None
         """An instance like those that will come."""
 
@@ -107,14 +103,15 @@ class ProactiveScaler:
         self._planned_s = now
         self._model = cluster.ready[0]
         need = self._need(cluster, now)
-        self._learn(cluster)
         start_s = sizing.start_s() + PLAN_S
+        self._is_quick = start_s < QUICK_S
+        self._learn(cluster, need)
         count, reason = self._count_for(need, cluster, sizing, start_s, now)
-        count = self._settled(count, self._rules.settle_s + self._rules.settle_starts * start_s, now)
+        count = self._settled(count, now)
         if not cluster.requests and now - self._used_s >= self._rules.idle_s:
             count, reason = 0, Reason(Why.IDLE, (("idle_s", now - self._used_s),))
         self._count = count
-        return Wanted(sizing.split(count), reason, self._asleep(need, sizing, start_s, count))
+        return Wanted(sizing.split(count), reason, self._asleep(sizing, start_s, count))
 
     def _first(self, cluster: Cluster, sizing: Sizing) -> Wanted | None:
         """One, if somebody waits."""
@@ -122,22 +119,33 @@ class ProactiveScaler:
             return None
         return Wanted(sizing.split(1), Reason(Why.FIRST))
 
-    def _need(self, cluster: Cluster, now: float) -> Need:
+    def _need(self, cluster: Cluster, now: float) -> float:
         assert self._model is not None
         self._work.observe(cluster.due_work.by_term, now)
         state = fleet_state(cluster, self._model)
         rules = self._rules
-        rho_now = self._work.due_rate(now)
-        rho_mean = max(self._work.rate(window_s, now) for window_s in rules.windows_s)
+        rho = self._work.due_rate(now, self._margin_s)
         kv = state.kv_tokens / (rules.kv_share * state.kv_capacity)
         share = max(0.05, rules.time_share - state.fixed_share)
-        needs = [max((rho + state.decode_share) / share, kv) for rho in (max(rho_now, rho_mean), rho_mean)]
-        return Need(*needs)
+        return max((rho + state.decode_share) / share, kv)
 
-    def _learn(self, cluster: Cluster) -> None:
-        placed, late = cluster.placed - self._placed, cluster.placed_late - self._late
-        self._placed, self._late = cluster.placed, cluster.placed_late
-        self._certainty.observe(placed, late)
+    def _learn(self, cluster: Cluster, need: float) -> None:
+        was_short = len(cluster.ready) < need
+        for name, (placed, late) in cluster.placements.items():
+            if name not in self._cautions:
+                self._cautions[name] = Caution(self._rules.late_share)
+            self._cautions[name].observe(placed, late, was_short=was_short, is_quick=self._is_quick)
+
+    @property
+    def _quantile(self) -> float:
+        """That of the class that needs most."""
+        sure = max((each.quantile for each in self._cautions.values()), default=Caution.QUANTILE_BEGINS)
+        return sure if self._is_quick else max(sure, SLOW_QUANTILE)
+
+    @property
+    def _margin_s(self) -> float:
+        most_s = max((each.margin_s for each in self._cautions.values()), default=Caution.MARGIN_BEGINS_S)
+        return most_s if self._is_quick else min(most_s, SLOW_MARGIN_S)
 
     def _surge(self, horizon_s: float) -> Surge:
         """By horizons a fifth apart, so that what is believed of starts may vary a little."""
@@ -147,16 +155,17 @@ class ProactiveScaler:
         return self._surges[key]
 
     def _count_for(
-        self, need: Need, cluster: Cluster, sizing: Sizing, start_s: float, now: float
+        self, need: float, cluster: Cluster, sizing: Sizing, start_s: float, now: float
     ) -> tuple[int, Reason]:
         surge = self._surge(start_s)
         for each in self._surges.values():
-            each.observe(now, need.now, need.mean)
-        most = surge.most(need.mean, self._certainty.quantile)
+            each.observe(now, need)
+        quantile = self._quantile
+        most = surge.most(quantile)
         numbers = (
-            ("need", need.now),
-            ("mean", need.mean),
-            ("growth", surge.factor(self._certainty.quantile)),
+            ("need", need),
+            ("level", surge.level),
+            ("growth", surge.factor(quantile)),
             ("within_s", start_s),
         )
         serving = len(cluster.ready)
@@ -185,20 +194,20 @@ class ProactiveScaler:
                 more = max(more, left_s / (share * (deadline_s - now - start_s)))
         return serving + more if more > 0.2 else 0.0
 
-    def _settled(self, count: int, settle_s: float, now: float) -> int:
+    def _settled(self, count: int, now: float) -> int:
         """The most that was wanted within that time."""
         while self._wanted and self._wanted[-1][1] <= count:
             self._wanted.pop()
         self._wanted.append((now, count))
-        while self._wanted[0][0] < now - settle_s:
+        while self._wanted[0][0] < now - self._rules.settle_s:
             self._wanted.popleft()
         return self._wanted[0][1]
 
-    def _asleep(self, need: Need, sizing: Sizing, start_s: float, count: int) -> int:
+    def _asleep(self, sizing: Sizing, start_s: float, count: int) -> int:
         """What may be needed before a start could help, beyond what is awake: to be woken then."""
         if not sizing.fleet.asleep_max:
             return 0
-        return max(0, math.ceil(self._surge(start_s).most(need.mean, self._certainty.quantile)) - count)
+        return max(0, math.ceil(self._surge(start_s).most(self._quantile)) - count)
 
 
 class FleetState(NamedTuple):

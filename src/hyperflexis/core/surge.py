@@ -1,20 +1,23 @@
-"""How much demand may grow within a horizon, learned from how it grew lately; and how sure one has to be.
+"""How much demand may grow within a horizon, learned from how it grew lately; and how cautious one has to be.
 
-Without a model of arrivals: with N(t) the need at instant t as it is and M(t) its mean, both in instances,
+Without a model of arrivals: with N(t) the need at instant t and M(t) its level, a decaying mean, both in instances,
 
     growth over a horizon h    g(t) = (max of N over (t, t + h] + c) / (M(t) + c)
 
-is known h later, and the factor for the next h is a quantile of the g of the last minutes. What may come before help
-could arrive is so held ready, and no more: the factor is near 1 where starts are quick or demand is smooth, and
-near peak over mean where they are slow and it is not.
+is known h later, and the factor for the next h is a quantile of the g of the last minutes, of instants that were like
+this one: in which N / M was about as large. In a lull that is how likely a burst is to come, in a burst how it goes on.
+No more is expected than was needed within these minutes, but for a little more than now. What may come before help could arrive is so held ready:
+little where starts are quick or demand is smooth, and near the peak where they are slow and it is not.
 
-Which quantile is found by feedback. Of the work that is placed, a small share may be placed where it will be late;
-while it is more, the quantile rises, else it falls (adaptive conformal inference, Gibbs and Candes 2021: the share
-holds in the long run whatever demand does). Knows no instances and no requests.
+Which quantile, and how much of a term is lost to what the need leaves out (prefills that cannot be split, queues that
+are not even), is found by feedback. Of each class's work a small share may be placed where it will be late; while it is
+more, caution rises, else it falls (adaptive conformal inference, Gibbs and Candes 2021). Knows no instances and no
+requests.
 """
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, insort
 from collections import deque
 
@@ -23,6 +26,31 @@ SMOOTHING = 0.5
 SEEN_MIN = 20
 """Growths that have to have been seen for their quantile to count; else it is the prior."""
 PRIOR = 1.25
+STATES = (0.7, 0.9, 1.1, 1.4, 1.8, 2.5, 3.5)
+"""Of the need over its level, between what is told apart."""
+LEVEL_MIN_S, LEVEL_HORIZONS = 5.0, 2.0
+"""The level decays over so many horizons, and no faster than that."""
+
+
+class Growths:
+    """Those seen lately, in order of size."""
+
+    def __init__(self) -> None:
+        self._sorted: list[float] = []
+
+    def __len__(self) -> int:
+        return len(self._sorted)
+
+    def add(self, growth: float) -> None:
+        insort(self._sorted, growth)
+
+    def remove(self, growth: float) -> None:
+        del self._sorted[bisect_left(self._sorted, growth)]
+
+    def quantile(self, share: float) -> float:
+        """Beyond 1, so much more than the most."""
+        seen = len(self._sorted)
+        return self._sorted[min(seen - 1, int(share * seen))] * max(1.0, share)
 
 
 class Surge:
@@ -31,58 +59,125 @@ class Surge:
     def __init__(self, horizon_s: float, memory_s: float) -> None:
         """Needs of the last `memory_s` count."""
         self.horizon_s = horizon_s
+        self.need = self.level = 0.0
         self._memory_s = memory_s
-        self._open: deque[tuple[float, float]] = deque()
-        """(instant, mean) whose horizon has not passed."""
+        self._level_s = max(LEVEL_MIN_S, LEVEL_HORIZONS * horizon_s)
+        self._at_s = -math.inf
+        self._open: deque[tuple[float, float, int]] = deque()
+        """(instant, level, state) whose horizon has not passed."""
         self._peaks: deque[tuple[float, float]] = deque()
         """(instant, need) in falling order of needs: the first is the largest since the oldest open instant."""
-        self._growths: deque[tuple[float, float]] = deque()
-        self._sorted: list[float] = []
+        self._highest: deque[tuple[float, float]] = deque()
+        """The same of the needs of all the memory."""
+        self._seen: deque[tuple[float, float, int]] = deque()
+        self._all = Growths()
+        self._by_state = [Growths() for _ in range(len(STATES) + 1)]
 
-    def observe(self, now: float, need: float, mean: float) -> None:
-        """Note a need and its mean, at instants in order."""
+    def observe(self, now: float, need: float) -> None:
+        """Note a need, at instants in order."""
+        passed_s = min(now - self._at_s, 1e6)
+        self.level += (need - self.level) * (1 - math.exp(-passed_s / self._level_s))
+        self.need, self._at_s = need, now
         while self._peaks and self._peaks[-1][1] <= need:
             self._peaks.pop()
         self._peaks.append((now, need))
-        self._open.append((now, mean))
+        while self._highest and self._highest[-1][1] <= need:
+            self._highest.pop()
+        self._highest.append((now, need))
+        while self._highest[0][0] < now - self._memory_s:
+            self._highest.popleft()
+        self._open.append((now, self.level, self._state()))
         while self._open and self._open[0][0] <= now - self.horizon_s:
-            instant_s, then = self._open.popleft()
+            instant_s, then, state = self._open.popleft()
             while self._peaks[0][0] <= instant_s:
                 self._peaks.popleft()
             growth = (self._peaks[0][1] + SMOOTHING) / (then + SMOOTHING)
-            self._growths.append((now, growth))
-            insort(self._sorted, growth)
-        while self._growths and self._growths[0][0] < now - self._memory_s:
-            _, oldest = self._growths.popleft()
-            del self._sorted[bisect_left(self._sorted, oldest)]
+            self._seen.append((now, growth, state))
+            self._all.add(growth)
+            self._by_state[state].add(growth)
+        while self._seen and self._seen[0][0] < now - self._memory_s:
+            _, growth, state = self._seen.popleft()
+            self._all.remove(growth)
+            self._by_state[state].remove(growth)
+
+    def _ratio(self) -> float:
+        return (self.need + SMOOTHING) / (self.level + SMOOTHING)
+
+    def _state(self) -> int:
+        return bisect_left(STATES, self._ratio())
 
     def factor(self, quantile: float) -> float:
-        """By how much the mean may grow within the horizon, so sure."""
-        seen = len(self._sorted)
-        if seen < SEEN_MIN:
-            return PRIOR
-        return self._sorted[min(seen - 1, int(quantile * seen))]
+        """What the level may be multiplied by within the horizon, so sure."""
+        alike = self._by_state[self._state()]
+        if len(alike) >= SEEN_MIN:
+            return alike.quantile(quantile)
+        known = self._all.quantile(quantile) if len(self._all) >= SEEN_MIN else PRIOR
+        return max(known, self._ratio())
 
-    def most(self, mean: float, quantile: float) -> float:
+    def most(self, quantile: float) -> float:
         """The need to be ready for."""
-        return self.factor(quantile) * (mean + SMOOTHING) - SMOOTHING
+        grown = self.factor(quantile) * (self.level + SMOOTHING) - SMOOTHING
+        return max(self.need, min(grown, self._largest()))
+
+    def _largest(self) -> float:
+        """The most that was needed lately, and a little more than now."""
+        return max(self._highest[0][1], PRIOR * self.need) if len(self._all) >= SEEN_MIN else math.inf
 
 
-class Certainty:
-    """The quantile, by feedback on the share of work that is placed where it will be late."""
+class Dial:
+    """A number that rises while too much of what is placed will be late, and falls slowly else."""
 
-    def __init__(
-        self, late_share: float, gain: float = 0.05, begins: float = 0.9, bounds: tuple[float, float] = (0.5, 1.0)
-    ) -> None:
+    MEAN_WEIGHT = 0.02
+    """Of each new count, in the mean of what is placed at a time."""
+
+    def __init__(self, late_share: float, gain: float, bounds: tuple[float, float], begins: float) -> None:
         """`late_share` is what may be late."""
         self._late_share = late_share
         self._gain = gain
         self._bounds = bounds
-        self.quantile = begins
+        self._mean = 1.0
+        self.value = begins
 
-    def observe(self, placed: float, late: float) -> None:
-        """So much was placed since the last time, so much of it where it will be late."""
-        if placed > 0:
+    def observe(self, placed: int, late: int) -> None:
+        """So much more was placed, so much of it where it will be late."""
+        if placed:
+            self._mean += self.MEAN_WEIGHT * (placed - self._mean)
+            risen = self.value + self._gain * (late - self._late_share * placed) / max(1.0, self._mean)
             low, high = self._bounds
-            risen = self.quantile + self._gain * (late / placed - self._late_share)
-            self.quantile = max(low, min(high, risen))
+            self.value = max(low, min(high, risen))
+
+
+class Caution:
+    """How sure to be, and how much more a need is than the formula says: by what came of both, for one service class.
+
+    What is late while there were fewer instances than were needed was not foreseen: the quantile rises. What is late
+    although there were as many needs more than was thought: the margin rises, as if so many seconds of a term were lost.
+    Where starts are quick the margin rises first whatever the cause: to answer what comes by more than it asks for
+    costs less than to hold ready what may come.
+    """
+
+    QUANTILE_BOUNDS, QUANTILE_BEGINS, QUANTILE_GAIN = (0.3, 0.98), 0.5, 0.02
+    MARGIN_BOUNDS_S, MARGIN_BEGINS_S, MARGIN_GAIN = (0.0, 4.0), 1.0, 0.2
+    MARGIN_FULL = 0.9
+
+    def __init__(self, late_share: float) -> None:
+        self._placed = self._late = 0
+        self._quantile = Dial(late_share, self.QUANTILE_GAIN, self.QUANTILE_BOUNDS, self.QUANTILE_BEGINS)
+        self._margin = Dial(late_share, self.MARGIN_GAIN, self.MARGIN_BOUNDS_S, self.MARGIN_BEGINS_S)
+
+    @property
+    def quantile(self) -> float:
+        return self._quantile.value
+
+    @property
+    def margin_s(self) -> float:
+        return self._margin.value
+
+    def observe(self, placed: int, late: int, *, was_short: bool, is_quick: bool) -> None:
+        """So much was placed so far, so much of it where it will be late."""
+        new, new_late = placed - self._placed, late - self._late
+        self._placed, self._late = placed, late
+        could_rise = self.margin_s < self.MARGIN_FULL * self.MARGIN_BOUNDS_S[1]
+        is_unforeseen = was_short and not (is_quick and could_rise)
+        self._quantile.observe(new, new_late if is_unforeseen else 0)
+        self._margin.observe(new, 0 if is_unforeseen else new_late)

@@ -13,12 +13,18 @@ from collections.abc import Callable
 from hyperflexis.core.control import Policy
 from hyperflexis.policies import (
     arrow,
+    blitzscale,
+    chiron,
     distserve,
     dynamo_pd,
+    dynamo_planner,
     hfx_faithful,
+    hfx_reactive,
     hyperflexis,
+    kpa,
     least_tokens,
     llm_d,
+    llm_d_saturation,
     llumnix_pd,
     llumnix_v0,
     llumnix_v1,
@@ -31,6 +37,7 @@ from hyperflexis.policies import (
     splitwise,
     taichi,
     tokenscale,
+    tokenscale_scaler,
 )
 
 POLICIES: dict[str, Callable[..., Policy]] = {
@@ -53,6 +60,13 @@ POLICIES: dict[str, Callable[..., Policy]] = {
     "taichi": taichi.policy,
     "tokenscale": tokenscale.policy,
     "dynamo_pd": dynamo_pd.policy,
+    "hfx_reactive": hfx_reactive.policy,
+    "dynamo_planner": dynamo_planner.policy,
+    "blitzscale": blitzscale.policy,
+    "tokenscale_scaler": tokenscale_scaler.policy,
+    "chiron": chiron.policy,
+    "kpa": kpa.policy,
+    "llm_d_saturation": llm_d_saturation.policy,
 }
 """Each takes the most prefill tokens that a step may have, and its tuning by keyword; it returns a fresh policy."""
 

@@ -20,7 +20,7 @@ from hyperflexis.core.dispatch import SloDispatcher
 from hyperflexis.core.instance import Role
 from hyperflexis.core.relief import Relief
 from hyperflexis.core.roles import GrowthPlanner
-from hyperflexis.core.scaling import ProactiveScaler
+from hyperflexis.core.scaling import ProactiveScaler, ScalerRules
 from hyperflexis.core.step import StepRules
 
 ROLES = ("none", "fixed", "planned")
@@ -29,17 +29,24 @@ PREFILL_CHUNK = 4096
 tokens; measured.)"""
 
 
-def policy(prefill_tokens_max: int, *, separation: float = 1.0, roles: str = "none") -> Policy:
+def policy(
+    prefill_tokens_max: int, *, separation: float = 1.0, roles: str = "none", late_share: float = 0.01
+) -> Policy:
     """`separation` 0 shares all work evenly: quicker on average, and fewer promises kept under bursts.
+
+    A fleet that changes its size is large enough that `late_share` of a class may be placed where it will be late.
 
     `roles` says whether requests may be prefilled on one instance and decoded on another: `none`, `fixed` (as the fleet
     was started) or `planned`.
     """
     if roles not in ROLES:
         raise ValueError(f"roles must be one of {', '.join(ROLES)}, not {roles!r}")
+    if not 0 < late_share < 1:
+        raise ValueError(f"late_share must be between 0 and 1, not {late_share}")
     rules = StepRules(prefill_tokens_max=prefill_tokens_max)
+    scaler = ProactiveScaler(ScalerRules(late_share=late_share))
     if roles == "none":
-        return Policy("hyperflexis", SloDispatcher(separation), rules, scaler=ProactiveScaler())
+        return Policy("hyperflexis", SloDispatcher(separation), rules, scaler=scaler)
     return Policy(
         "hyperflexis",
         SloDispatcher(separation),
@@ -48,5 +55,5 @@ def policy(prefill_tokens_max: int, *, separation: float = 1.0, roles: str = "no
         binder=LeastPace(),
         planner=GrowthPlanner() if roles == "planned" else None,
         relief=Relief(),
-        scaler=ProactiveScaler(),
+        scaler=scaler,
     )
