@@ -144,7 +144,7 @@ def _held(where: str, cells: Sequence[Column], least: float, asked: str) -> str:
     kept = sum(share >= least for share, _ in known)
     lowest, cell = min(known, key=lambda each: each[0])
     return (
-        f"- **{where.capitalize()}: {asked}.** {_kept(kept == len(known))}: in {kept} of {len(known)} cells; mean "
+        f"- **{where.capitalize()}: {asked}.** {_kept(kept == len(known))}: kept in {kept} of {len(known)} cells; mean "
         f"{_two(fmean(share for share, _ in known))}, lowest {_two(lowest)} ({_name(cell)})."
     )
 

@@ -2,7 +2,7 @@
 
 A fixed fleet is large enough that keeps 99 % of every class; where none does, half a point less than the best keeps.
 A scaler keeps as much whose every class is within a point of that fleet, over all seeds together; it is tuned to be
-within half a point under every seed, for the windows that are reported are others. Knows nothing of how anything is simulated.
+within half a point under every seed, for the windows that are reported are others. Knows no simulations.
 """
 
 from __future__ import annotations

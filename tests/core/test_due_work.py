@@ -36,6 +36,27 @@ def test_a_burst_of_strict_work_counts_over_its_own_term() -> None:
     assert history.rate(30.0, 60.0) == pytest.approx(6.0 / 30)
 
 
+def test_a_margin_counts_the_last_half_of_short_terms_for_more() -> None:
+    for term_s in (2.0, 8.0):
+        history, work = WorkHistory(), DueWork()
+        history.observe(work.by_term, 0.0)
+        for tick in range(1, 121):
+            work.add(term_s, 0.5)
+            history.observe(work.by_term, tick / 2)
+        assert history.due_rate(60.0) == pytest.approx(1.0)
+        assert history.due_rate(60.0, margin_s=5.0) == pytest.approx(max(1.0, 0.5 + 5.0 / term_s))
+
+
+def test_what_has_been_done_is_not_asked_for_again() -> None:
+    """Work that had to be done within two seconds asks for nothing ten seconds later."""
+    history, work = WorkHistory(), DueWork()
+    for tick in range(41):
+        if tick == 20:
+            work.add(2.0, 6.0)
+        history.observe(work.by_term, tick / 2)
+    assert history.due_rate(20.0) == 0.0
+
+
 def test_nothing_is_known_at_first() -> None:
     history = WorkHistory()
     history.observe(DueWork().by_term, 5.0)

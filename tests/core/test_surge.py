@@ -33,7 +33,7 @@ def levels_of(needs: list[float], horizon_s: float) -> list[float]:
     return found
 
 
-@given(needs=needs, horizon=st.integers(1, 20), memory=st.integers(5, 60), quantile=st.floats(0, 1.2))
+@given(needs=needs, horizon=st.integers(1, 20), memory=st.integers(5, 60), quantile=st.floats(0, 1))
 def test_factor_is_the_quantile_of_what_was_seen_in_the_same_state(
     needs: list[float], horizon: int, memory: int, quantile: float
 ) -> None:
@@ -53,7 +53,7 @@ def test_factor_is_the_quantile_of_what_was_seen_in_the_same_state(
     known = alike if len(alike) >= SEEN_MIN else everything
     expected = PRIOR
     if len(known) >= SEEN_MIN:
-        expected = known[min(len(known) - 1, int(quantile * len(known)))] * max(1.0, quantile)
+        expected = known[min(len(known) - 1, int(quantile * len(known)))]
     if len(alike) < SEEN_MIN:
         expected = max(expected, ratios[-1])
     assert surge.factor(quantile) == pytest.approx(expected)
@@ -67,12 +67,12 @@ def test_steady_demand_is_not_expected_to_grow(level: float) -> None:
     assert surge.most(1.0) == pytest.approx(level)
 
 
-@given(needs=needs.filter(lambda each: len(each) > SEEN_MIN + 2), quantile=st.floats(0, 1.5))
+@given(needs=needs.filter(lambda each: len(each) > SEEN_MIN + 2), quantile=st.floats(0, 1))
 def test_no_more_is_expected_than_was_needed_lately_and_no_less_than_now(needs: list[float], quantile: float) -> None:
     surge = Surge(2.0, 60.0)
     for at, need in enumerate(needs):
         surge.observe(at, need)
-    assert needs[-1] <= surge.most(quantile) <= max(needs[-61:])
+    assert needs[-1] <= surge.most(quantile) <= max(*needs[-61:], PRIOR * needs[-1]) + 1e-9
 
 
 def test_what_grew_long_ago_is_forgotten() -> None:
@@ -88,21 +88,21 @@ def test_bursts_are_expected_to_go_on_and_lulls_to_end_only_if_one_is_sure() -> 
     for tick in range(660):
         surge.observe(tick, 10.0 if tick % 60 < 10 else 1.0)
         if tick > 300 and tick % 60 == 8:
-            assert surge.most(0.5) == pytest.approx(10.0)
+            assert surge.most(0.5) == pytest.approx(10.0, rel=0.1)
         if tick > 300 and tick % 60 == 40:
             assert surge.most(0.5) < 2.0
             assert surge.most(1.0) == pytest.approx(10.0)
 
 
-counts = st.tuples(st.integers(0, 50), st.floats(0, 1), st.booleans())
+counts = st.tuples(st.integers(0, 50), st.floats(0, 1), st.booleans(), st.booleans())
 
 
 @given(seen=st.lists(counts, min_size=1, max_size=200), share=st.floats(0.001, 0.2))
-def test_caution_stays_within_its_bounds(seen: list[tuple[int, float, bool]], share: float) -> None:
+def test_caution_stays_within_its_bounds(seen: list[tuple[int, float, bool, bool]], share: float) -> None:
     caution, placed, late = Caution(share), 0, 0
-    for new, late_part, was_short in seen:
+    for new, late_part, was_short, is_quick in seen:
         placed, late = placed + new, late + round(late_part * new)
-        caution.observe(placed, late, was_short=was_short)
+        caution.observe(placed, late, was_short=was_short, is_quick=is_quick)
         assert caution.QUANTILE_BOUNDS[0] <= caution.quantile <= caution.QUANTILE_BOUNDS[1]
         assert caution.MARGIN_BOUNDS_S[0] <= caution.margin_s <= caution.MARGIN_BOUNDS_S[1]
 
@@ -110,13 +110,25 @@ def test_caution_stays_within_its_bounds(seen: list[tuple[int, float, bool]], sh
 def test_what_was_not_foreseen_raises_the_quantile_and_what_was_not_enough_the_margin() -> None:
     caution = Caution(0.05)
     quantile, margin_s = caution.quantile, caution.margin_s
-    caution.observe(100, 20, was_short=True)
+    caution.observe(100, 20, was_short=True, is_quick=False)
     assert caution.quantile > quantile
     assert caution.margin_s < margin_s
     quantile, margin_s = caution.quantile, caution.margin_s
-    caution.observe(200, 40, was_short=False)
+    caution.observe(200, 40, was_short=False, is_quick=False)
     assert caution.quantile < quantile
     assert caution.margin_s > margin_s
+
+
+def test_where_starts_are_quick_the_margin_rises_first() -> None:
+    caution = Caution(0.05)
+    margins, quantiles = [], []
+    for looks in range(1, 101):
+        caution.observe(2 * looks, looks, was_short=True, is_quick=True)
+        margins.append(caution.margin_s)
+        quantiles.append(caution.quantile)
+    assert margins[5] > margins[0]
+    assert quantiles[5] <= quantiles[0]
+    assert quantiles[-1] > min(quantiles)
 
 
 @given(share=st.floats(0.01, 0.2))
@@ -130,5 +142,5 @@ def test_dial_rests_where_just_so_much_is_late(share: float) -> None:
 def test_nothing_placed_says_nothing() -> None:
     caution = Caution(0.05)
     before = caution.quantile, caution.margin_s
-    caution.observe(0, 0, was_short=True)
+    caution.observe(0, 0, was_short=True, is_quick=True)
     assert (caution.quantile, caution.margin_s) == before

@@ -595,6 +595,7 @@ class ControlPlane:
         commands = self.sizing.grow(now)
         if commands:
             self._note_instances(now)
+            commands += self._dispatch_queue(now)  # To those that were taken back.
         return commands
 
     def _give_up_late(self, now: float) -> list[Command]:

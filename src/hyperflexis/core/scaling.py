@@ -37,10 +37,8 @@ PLAN_S = 0.5
 """How often the size is thought about."""
 QUICK_S = 5.0
 """Starts that are quicker make good what was not foreseen before it costs much."""
-SLOW_MARGIN_S, SLOW_QUANTILE = 1.0, 0.8
-"""Where they are not, what comes is not answered by much more than it asks for, which would come too late; and more is
-held ready from the first.
-"""
+SLOW_QUANTILE = 0.8
+"""Where they are not, more is held ready from the first."""
 
 
 class Scaler(Protocol):
@@ -144,8 +142,7 @@ class ProactiveScaler:
 
     @property
     def _margin_s(self) -> float:
-        most_s = max((each.margin_s for each in self._cautions.values()), default=Caution.MARGIN_BEGINS_S)
-        return most_s if self._is_quick else min(most_s, SLOW_MARGIN_S)
+        return max((each.margin_s for each in self._cautions.values()), default=Caution.MARGIN_BEGINS_S)
 
     def _surge(self, horizon_s: float) -> Surge:
         """By horizons a fifth apart, so that what is believed of starts may vary a little."""

@@ -6,8 +6,9 @@ Without a model of arrivals: with N(t) the need at instant t and M(t) its level,
 
 is known h later, and the factor for the next h is a quantile of the g of the last minutes, of instants that were like
 this one: in which N / M was about as large. In a lull that is how likely a burst is to come, in a burst how it goes on.
-No more is expected than was needed within these minutes, but for a little more than now. What may come before help could arrive is so held ready:
-little where starts are quick or demand is smooth, and near the peak where they are slow and it is not.
+No more is expected than was needed within these minutes, but for a little more than now. What may come before help
+could arrive is so held ready: little where starts are quick or demand is smooth, and near the peak where they are slow
+and it is not.
 
 Which quantile, and how much of a term is lost to what the need leaves out (prefills that cannot be split, queues that
 are not even), is found by feedback. Of each class's work a small share may be placed where it will be late; while it is
@@ -48,9 +49,8 @@ class Growths:
         del self._sorted[bisect_left(self._sorted, growth)]
 
     def quantile(self, share: float) -> float:
-        """Beyond 1, so much more than the most."""
         seen = len(self._sorted)
-        return self._sorted[min(seen - 1, int(share * seen))] * max(1.0, share)
+        return self._sorted[min(seen - 1, int(share * seen))]
 
 
 class Surge:
@@ -151,23 +151,26 @@ class Caution:
     """How sure to be, and how much more a need is than the formula says: by what came of both, for one service class.
 
     What is late while there were fewer instances than were needed was not foreseen: the quantile rises. What is late
-    although there were as many needs more than was thought: the margin rises, as if so many seconds of a term were lost.
-    Where starts are quick the margin rises first whatever the cause: to answer what comes by more than it asks for
-    costs less than to hold ready what may come.
+    although there were as many needs more than was thought: the margin rises, as if so many seconds of a term were
+    lost. Where starts are quick it rises whatever the cause, and the quantile not far before it is full: to answer what
+    comes by more than it asks for costs less than to hold ready what may come.
     """
 
     QUANTILE_BOUNDS, QUANTILE_BEGINS, QUANTILE_GAIN = (0.3, 0.98), 0.5, 0.02
-    MARGIN_BOUNDS_S, MARGIN_BEGINS_S, MARGIN_GAIN = (0.0, 4.0), 1.0, 0.2
+    MARGIN_BOUNDS_S, MARGIN_BEGINS_S, MARGIN_GAIN = (0.0, 4.0), 2.0, 0.2
+    QUICK_QUANTILE = 0.9
     MARGIN_FULL = 0.9
+    """Of its bound, from where on the margin is as large as it gets."""
 
     def __init__(self, late_share: float) -> None:
         self._placed = self._late = 0
         self._quantile = Dial(late_share, self.QUANTILE_GAIN, self.QUANTILE_BOUNDS, self.QUANTILE_BEGINS)
+        self._quantile_max = 1.0
         self._margin = Dial(late_share, self.MARGIN_GAIN, self.MARGIN_BOUNDS_S, self.MARGIN_BEGINS_S)
 
     @property
     def quantile(self) -> float:
-        return self._quantile.value
+        return min(self._quantile.value, self._quantile_max)
 
     @property
     def margin_s(self) -> float:
@@ -177,7 +180,6 @@ class Caution:
         """So much was placed so far, so much of it where it will be late."""
         new, new_late = placed - self._placed, late - self._late
         self._placed, self._late = placed, late
-        could_rise = self.margin_s < self.MARGIN_FULL * self.MARGIN_BOUNDS_S[1]
-        is_unforeseen = was_short and not (is_quick and could_rise)
-        self._quantile.observe(new, new_late if is_unforeseen else 0)
-        self._margin.observe(new, 0 if is_unforeseen else new_late)
+        self._quantile.observe(new, new_late if was_short else 0)
+        self._margin.observe(new, 0 if was_short else new_late)
+        self._quantile_max = self.QUICK_QUANTILE if is_quick else 1.0
