@@ -180,7 +180,7 @@ def _how(results: Results) -> str:
         "prefilling instances that bears most. Of each rival, each cell has the best of the tunings that were tried; a "
         "row that names its tuning was run with that one only, and a dash means that it was not run.\n"
         f"- Run at {machine['commit']} on {machine['cores']} {machine['cpu']} cores, Python {machine['python']}, "
-        f"{machine['date'][:10]}; the last command took {took.get('simulations', 0)} simulations and "
+        f"{machine['date'][:10]}; the rows run last took {took.get('simulations', 0)} simulations and "
         f"{took.get('cpu_seconds', 0) / 60:.0f} CPU minutes.{_sources(results)}\n"
     )
 
@@ -277,8 +277,8 @@ def _limits(results: Results) -> str:
         "per cent are equal.\n"
         "- Prefixes are not shared, steps take exactly what is predicted, and nothing is lost. Rates of compressed "
         "traces make bursts shorter than they were.\n"
-        "- The constants of ours were chosen on other windows of the traces and other draws than these, but of the "
-        "same loads.\n"
+        "- The constants of ours were chosen on the same loads: on other draws, and on other windows of the traces, of "
+        "which half is in these for az, little for lo, nothing for r1.\n"
         "- Loads that shift begin half a phase before their first shift and end half a phase behind their second.\n"
     )
 
