@@ -12,7 +12,7 @@ TESTS ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test soak check bench bench-scheduling bench-disaggregation format constraints clean
+.PHONY: help setup serve test soak check bench bench-scheduling bench-disaggregation bench-scaling format constraints clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -51,6 +51,9 @@ bench-scheduling: setup ## Compare all policies on all scenarios (hours; TRACES:
 
 bench-disaggregation: setup ## Compare prefill and decode together and apart (hours; TRACES: their folder; ARGS=--quick: minutes) and write the page
 	$(BIN)/python benchmarks/disaggregation.py $(if $(TRACES),--traces $(TRACES)) $(ARGS)
+
+bench-scaling: setup ## Compare ways to scale (an hour of two cores; TRACES: their folder; ARGS=--quick: minutes) and write the page
+	$(BIN)/python benchmarks/scaling.py $(if $(TRACES),--traces $(TRACES)) $(ARGS)
 
 format: setup ## Format the code and mend what the linter can
 	$(BIN)/ruff format .

@@ -47,7 +47,7 @@ RIVALS = (
     "llm_d_saturation",
 )
 ROWS = (OURS, STAYS, *RIVALS, CLAIRVOYANT)
-LATE_SHARES = (0.04, 0.02, 0.01, 0.005, 0.0025, 0.001)
+LATE_SHARES = (0.02, 0.01, 0.005, 0.0025, 0.001)
 """Of ours: what is tried of `late_share`."""
 FACTORS = (1.0, 1.15)
 """Of what a clairvoyant fleet is told to have, tried as others' tunings are."""

@@ -2,7 +2,7 @@
 
 A fixed fleet is large enough that keeps 99 % of every class; where none does, half a point less than the best keeps.
 A scaler keeps as much whose every class is within a point of that fleet, over all seeds together; it is tuned to be
-within half a point under every seed, for the windows that are reported are others. Knows no simulations.
+within half a point, for the windows that are reported are others. Knows no simulations.
 """
 
 from __future__ import annotations
@@ -63,13 +63,13 @@ def cheapest(texts: Sequence[str], run: Callable[[str, int], Figures], peaks: Ma
     """
     first, *others = peaks
     found = {text: [run(text, first)] for text in texts}
-    able = [text for text in texts if keeps(found[text], [peaks[first]], TUNED_WITHIN)] or [
+    able = [text for text in texts if keeps(found[text], [peaks[first]], WITHIN)] or [
         min(texts, key=lambda text: shortfall(found[text], [peaks[first]]))
     ]
     static = list(peaks.values())
     for text in sorted(able, key=lambda text: instance_s(found[text])):
         found[text] += [run(text, seed) for seed in others]
-        if all(keeps([own], [fixed], TUNED_WITHIN) for own, fixed in zip(found[text], static, strict=True)):
+        if keeps(found[text], static, TUNED_WITHIN):
             return text
     tried = [text for text in able if len(found[text]) == len(peaks)]
     return min(tried, key=lambda text: shortfall(found[text], static))

@@ -96,8 +96,8 @@ def verdict(results: Results) -> str:
     able = [cell for cell in cells if keeps(results, cell, OURS)]
     compared = [(cell, rival) for cell in able if (rival := best_rival(results, cell)) is not None]
     over = {_name(cell): cost(results, cell, OURS) / cost(results, cell, rival) - 1 for cell, rival in compared}
-    dearer = [f"{name} {_signed(by)}" for name, by in over.items() if by > DEARER]
-    cheaper = [name for name, by in over.items() if by <= -CHEAPER]
+    dearer = [f"{name} {_signed(by)}" for name, by in over.items() if by > DEARER + choice.ROUNDING]
+    cheaper = [name for name, by in over.items() if by <= choice.ROUNDING - CHEAPER]
     alone = [_name(cell) for cell in able if best_rival(results, cell) is None]
     unable = [_name(cell) for cell in cells if cell not in able]
     lines = [

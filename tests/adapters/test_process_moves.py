@@ -78,7 +78,9 @@ class Fleet:
         os.kill(adapter.pid, signal.SIGKILL)
 
     async def check_empty(self) -> None:
-        """Every pool is whole again, as the next report of each says."""
+        """Every pool is whole again, as the next report of each says: what has left one says so in no report."""
+        for member in self.driver._members.values():
+            member.report = None
         while any(member.report is None for member in self.driver._members.values()):
             client = self.submit([7], 2, Sampling(temperature=0.0))
             await client.ended()

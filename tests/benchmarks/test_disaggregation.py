@@ -245,8 +245,8 @@ def results() -> dict[str, Any]:
 
 def test_the_page_says_what_was_asked_and_found() -> None:
     text = page.page(results())
-    assert "Reached: in 4 of 4 cells; mean 1.09, lowest 0.98 (st, Q 30, 4 instances, 40 GB/s)" in text
-    assert "Reached: in 2 of 2 cells; mean 1.20, lowest 1.20" in text
+    assert "Reached: kept in 4 of 4 cells; mean 1.09, lowest 0.98 (st, Q 30, 4 instances, 40 GB/s)" in text
+    assert "Reached: kept in 2 of 2 cells; mean 1.20, lowest 1.20" in text
     assert "Reached: 2.18 against 1.50 (apart, half and half), which is 1.45, in 4 cells." in text
     assert "| **ours** | 1.96 | 1.96 | 2.40 | 2.40 | 2.18 |" in text
     assert "| st | 3 | 3 |" in text
@@ -267,7 +267,7 @@ def test_the_page_tells_what_was_missed() -> None:
     found = results()
     found["cells"][0]["rows"]["hyperflexis"]["rps"] = 10.0
     text = page.page(found)
-    assert "**Missed**: in 3 of 4 cells" in text
+    assert "**Missed**: kept in 3 of 4 cells" in text
     assert "lowest 0.50 (st, Q 30, 4 instances, 20 GB/s)" in text
 
 

@@ -40,8 +40,8 @@ def test_one_at_a_time() -> None:
 def test_throughput_is_a_floor() -> None:
     asked = Asked("dynamo_planner:throughput_s=100,headroom=0.8")
     assert asked.at(0.0) == 1
-    asked.cluster.asked = {"chat": Sums(requests=1.0, prefill_s=390.0, pace_s=1.0)}  # And one answer to decode.
+    asked.cluster.asked = {"chat": Sums(requests=500.0, prefill_s=300.0, pace_s=100.0)}
     assert asked.at(99.0) == 0
-    assert asked.at(100.0) == 5
+    assert asked.at(100.0) == 5  # And a second of decodes per second: 500 answers of 200 tokens.
     assert asked.at(110.0, 120.0) == 5
     assert asked.at(200.0) == 4

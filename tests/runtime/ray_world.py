@@ -17,8 +17,9 @@ from typing import IO, Any
 
 from adapters.fleets import PATIENCE_S
 from hyperflexis.core.binding import LeastPace
-from hyperflexis.core.control import FixedFleet, Policy
+from hyperflexis.core.control import Policy
 from hyperflexis.core.dispatch import SloDispatcher
+from hyperflexis.core.fleet import FleetBounds
 from hyperflexis.core.instance import Role
 from hyperflexis.core.step import StepRules
 from hyperflexis.runtime.driver import Driver
@@ -115,7 +116,7 @@ class Fleet:
     def __init__(self, launcher: RayLauncher, *roles: Role, binds: bool = False, client: type[Client] = Client) -> None:
         binder = LeastPace() if binds else None
         policy = Policy("test", SloDispatcher(separation=0), StepRules(prefill_tokens_max=96), binder=binder)
-        self.control = CheckedControlPlane(policy, FixedFleet(len(roles), roles))
+        self.control = CheckedControlPlane(policy, FleetBounds.fixed(len(roles), roles))
         self.control.journal = []
         self.launcher = launcher
         self._client = client

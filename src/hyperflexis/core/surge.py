@@ -152,15 +152,13 @@ class Caution:
 
     What is late while there were fewer instances than were needed was not foreseen: the quantile rises. What is late
     although there were as many needs more than was thought: the margin rises, as if so many seconds of a term were
-    lost. Where starts are quick it rises whatever the cause, and the quantile not far before it is full: to answer what
-    comes by more than it asks for costs less than to hold ready what may come.
+    lost. Where starts are quick the quantile does not rise far: to answer what has come costs less than to hold ready
+    what may come.
     """
 
     QUANTILE_BOUNDS, QUANTILE_BEGINS, QUANTILE_GAIN = (0.3, 0.98), 0.5, 0.02
     MARGIN_BOUNDS_S, MARGIN_BEGINS_S, MARGIN_GAIN = (0.0, 4.0), 2.0, 0.2
     QUICK_QUANTILE = 0.9
-    MARGIN_FULL = 0.9
-    """Of its bound, from where on the margin is as large as it gets."""
 
     def __init__(self, late_share: float) -> None:
         self._placed = self._late = 0

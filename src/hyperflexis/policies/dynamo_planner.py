@@ -48,11 +48,11 @@ class TwoLoops:
         return elastic.wanted(sizing, count, floor=self._floor) if count != sizing.wanted else None
 
     def _by_throughput(self, cluster: Cluster, now: float) -> int:
-        since_s, before = self._since_s, self._asked
-        self._asked, self._since_s = dict(cluster.asked), now
+        asked, since_s = demand.with_running(cluster.asked, cluster.requests.values()), self._since_s
+        before, self._asked, self._since_s = self._asked, asked, now
         if not now > since_s:
             return 0
-        rate = demand.per_second(self._asked, before, before, now - since_s, cluster.ready[0])
+        rate = demand.per_second(asked, before, before, now - since_s, cluster.ready[0])
         fixed = fleet_state(cluster, cluster.ready[0]).fixed_share
         need = rate.prefill_s + rate.decode_s / max(elastic.SHARE_MIN, 1 - fixed)
         return math.ceil(need / self._headroom)
