@@ -135,7 +135,7 @@ class Fleet:
 
     async def until_linked(self) -> None:
         """Any two instances take from each other."""
-        pairs = self.control.fleet.instances * (self.control.fleet.instances - 1)
+        pairs = self.control.sizing.wanted * (self.control.sizing.wanted - 1)
         async with asyncio.timeout(PATIENCE_S):
             while sum(" Linked(" in line for line in self.control.journal) < pairs:  # noqa: ASYNC110 no event tells
                 await asyncio.sleep(0.005)
