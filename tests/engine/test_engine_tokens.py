@@ -107,10 +107,11 @@ def test_log_probabilities_are_those_of_transformers(checkpoints) -> None:
 
 
 def _assert_logprobs(row: torch.Tensor, actual: TokenLogprobs, width: int) -> None:
-    top = row.topk(width)
     assert actual.logprob == pytest.approx(float(row[actual.token]), abs=1e-4)
-    assert actual.top_tokens == top.indices.tolist()
-    assert actual.top_logprobs == pytest.approx(top.values.tolist(), abs=1e-4)
+    assert actual.top_logprobs == pytest.approx(row.topk(width).values.tolist(), abs=1e-4)
+    # Which of two that are equal but for rounding comes first depends on the processor.
+    assert len(set(actual.top_tokens)) == width
+    assert actual.top_logprobs == pytest.approx(row[actual.top_tokens].tolist(), abs=1e-4)
 
 
 def test_bfloat16_runs_and_is_repeatable(checkpoints) -> None:
