@@ -57,7 +57,7 @@ def needs(
     pace_s = budget.AIM * float(paces_s.min())
     decode = (model.decode_seq_s * seqs + model.context_token_s * context) / pace_s
     share = max(0.05, rules.time_share - min(0.9, model.decode_base_s / pace_s))
-    tokens = rules.kv_share * capacity.blocks * capacity.block_tokens
+    tokens = rules.room_share * capacity.blocks * capacity.block_tokens
     need = np.maximum((rho + decode) / share, context / tokens)
     return [(index * BIN_S, math.ceil(factor * each)) for index, each in enumerate(need.tolist())]
 

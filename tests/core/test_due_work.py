@@ -15,7 +15,7 @@ def test_work_counts_in_every_term_that_is_as_long() -> None:
     work = DueWork()
     work.add(2.0, 3.0)
     work.add(2.1, 10.0)
-    assert work.by_term == (0, 0, 3, 13, 13, 13, 13, 13)
+    assert work.by_term == tuple(0 if term_s < 2 else 3 if term_s < 2.1 else 13 for term_s in TERMS_S)
 
 
 @pytest.mark.parametrize("term_s", [DEFERRABLE_S + 1, math.inf])
@@ -47,6 +47,17 @@ def test_a_margin_counts_the_last_half_of_short_terms_for_more() -> None:
         assert history.due_rate(60.0, margin_s=5.0) == pytest.approx(max(1.0, 0.5 + 5.0 / term_s))
 
 
+def test_in_hindsight_a_burst_could_have_been_spread_over_its_term() -> None:
+    """Twelve seconds of prefill within three, each due within four: two are done in time by so many instances."""
+    history, work = WorkHistory(), DueWork()
+    for tick in range(121):
+        if tick > 114:
+            work.add(4.0, 2.0)
+        history.observe(work.by_term, tick / 2)
+    assert history.due_rate(60.0) == 3.0
+    assert history.hindsight_rate(60.0) == pytest.approx(12.0 / (4.0 + 3.0))
+
+
 def test_what_has_been_done_is_not_asked_for_again() -> None:
     """Work that had to be done within two seconds asks for nothing ten seconds later."""
     history, work = WorkHistory(), DueWork()
@@ -72,3 +83,4 @@ def test_steady_work_has_its_rate_in_every_window(rate: float, term_s: float, se
         history.observe(work.by_term, tick / 2)
     assert history.due_rate(seconds) == pytest.approx(rate)
     assert history.rate(10.0, seconds) == pytest.approx(rate)
+    assert rate / 6 < history.hindsight_rate(seconds) < rate

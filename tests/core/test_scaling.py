@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -124,6 +125,18 @@ def test_work_without_a_near_deadline_wants_nothing() -> None:
         other.cluster.ready[0].place(each, 4100, other.now)
     assert count(other.last(10)) <= max(before, 1)
     assert count(demand.last(PLAN_S)) > before
+
+
+def test_more_requests_than_there_are_seats_want_more_instances() -> None:
+    """Their work alone would not."""
+    demand = Demand(1)
+    demand.cluster.instances[0].capacity = capacity(blocks=200_000, block_tokens=16, seqs_max=8)
+    for _ in range(20):
+        demand.cluster.ready[0].place(demand.arrive(), 4001, demand.now)
+    needed = 20 / 8 / ScalerRules().room_share
+    wanted = demand.last(PLAN_S)
+    assert dict(wanted.reason.numbers)["need"] == pytest.approx(needed)
+    assert count(wanted) >= math.ceil(needed)
 
 
 def test_fewer_are_wanted_only_after_a_while() -> None:

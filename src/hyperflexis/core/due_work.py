@@ -1,8 +1,12 @@
 """Seconds of prefill that have arrived, by the term within which they are due; and how fast they came lately.
 
-Work that is due within F of its arrival needs, if it comes at once, so much speed as it takes per F: the demand bound
-of earliest-deadline-first scheduling. Over longer windows the same work needs the mean. Work with a long term is left
-out: it can wait for a trough, and asks for instances only when its deadline comes near.
+Of work that is due within F of its arrival, W came within the last w (demand bounds of earliest-deadline-first
+scheduling):
+
+    goes on      W(F) / F          the speed that is needed if it comes on like this
+    in hindsight max W(w) / (w + F)     that with which nothing would have been late so far
+
+Work with a long term is left out: it can wait for a trough, and asks for instances only when its deadline comes near.
 """
 
 from __future__ import annotations
@@ -11,12 +15,16 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 
-TERMS_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+TERMS_S = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 16.0, 20.0, 24.0, 32.0, 40.0, 48.0, 64.0)
 """Terms up to each of these are counted together."""
 DEFERRABLE_S = TERMS_S[-1]
 EXACT = 1e-9
 HALF_MIN_S = 1.0
 """The shortest window of halves of terms."""
+HINDSIGHT_SHARES, HINDSIGHT_MIN_S = (0.25, 0.5, 1.0, 2.0, 4.0), 0.5
+"""Windows as shares of a term, and the shortest."""
+LOST_S, LEFT_SHARE_MIN = 1.0, 0.2
+"""Of a term, what queues lose that are not even; and what is left of it at the least."""
 
 
 class DueWork:
@@ -64,6 +72,18 @@ class WorkHistory:
             if not index or self._has(index, now):
                 half = self.rate(max(HALF_MIN_S, term_s / 2), now, index)
                 most = max(most, self.rate(term_s, now, index), (0.5 + margin_s / term_s) * half)
+        return most
+
+    def hindsight_rate(self, now: float) -> float:
+        """The most over terms and windows of what came, per window and term."""
+        most = 0.0
+        for index, term_s in enumerate(TERMS_S):
+            if index and not self._has(index, now):
+                continue
+            left_s = max(LEFT_SHARE_MIN * term_s, term_s - LOST_S)
+            for share in HINDSIGHT_SHARES:
+                window_s = min(DEFERRABLE_S, max(HINDSIGHT_MIN_S, share * term_s))
+                most = max(most, self.rate(window_s, now, index) * window_s / (window_s + left_s))
         return most
 
     def _has(self, index: int, now: float) -> bool:

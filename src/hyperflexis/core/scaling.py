@@ -2,9 +2,9 @@
 be asked for before a start could help, and what waits already.
 
 With rho seconds of prefill per second, L seconds of decodes per second without fixed parts of steps, f the share of a
-pace that the fixed part takes, and KV in tokens:
+pace that the fixed part takes, KV in tokens, and SEQS how many requests an instance computes at a time:
 
-    need       N = max((rho + L) / (u - f), kv / (v KV))                       instances
+    need       N = max((rho + L) / (u - f), kv / (v KV), seqs / (v SEQS))      instances
     rho        the most, over horizons F, of the prefill that is due within F of its arrival and arrived within the
                last F, per F - lost (demand bound of earliest-deadline-first scheduling)
     wanted     the level of N times the growth that is to be expected until a start helps (`surge`), and at least what
@@ -58,7 +58,7 @@ class ScalerRules:
     """Of the work, what may be placed where it will be late: what cost is weighed with."""
     time_share: float = 1.0
     """u."""
-    kv_share: float = 0.85
+    room_share: float = 0.85
     """v."""
     memory_s: float = 900.0
     """Growth is learned from so much of the past."""
@@ -100,11 +100,14 @@ class ProactiveScaler:
             return None
         self._planned_s = now
         self._model = cluster.ready[0]
-        need = self._need(cluster, now)
+        need, enough = self._needs(cluster, now)
         start_s = sizing.start_s() + PLAN_S
+        surge = self._surge(start_s)
+        for each in self._surges.values():
+            each.observe(now, need, enough)
         self._is_quick = start_s < QUICK_S
         self._learn(cluster, need)
-        count, reason = self._count_for(need, cluster, sizing, start_s, now)
+        count, reason = self._count_for(surge, cluster, start_s, now)
         count = self._settled(count, now)
         if not cluster.requests and now - self._used_s >= self._rules.idle_s:
             count, reason = 0, Reason(Why.IDLE, (("idle_s", now - self._used_s),))
@@ -117,15 +120,16 @@ class ProactiveScaler:
             return None
         return Wanted(sizing.split(1), Reason(Why.FIRST))
 
-    def _need(self, cluster: Cluster, now: float) -> float:
+    def _needs(self, cluster: Cluster, now: float) -> tuple[float, float]:
+        """What is needed, and what would have been enough."""
         assert self._model is not None
         self._work.observe(cluster.due_work.by_term, now)
         state = fleet_state(cluster, self._model)
         rules = self._rules
-        rho = self._work.due_rate(now, self._margin_s)
-        kv = state.kv_tokens / (rules.kv_share * state.kv_capacity)
+        room = max(state.kv_tokens / state.kv_capacity, state.seqs / state.seqs_max) / rules.room_share
         share = max(0.05, rules.time_share - state.fixed_share)
-        return max((rho + state.decode_share) / share, kv)
+        due, done = self._work.due_rate(now, self._margin_s), self._work.hindsight_rate(now)
+        return max((due + state.decode_share) / share, room), max((done + state.decode_share) / share, room)
 
     def _learn(self, cluster: Cluster, need: float) -> None:
         was_short = len(cluster.ready) < need
@@ -151,27 +155,22 @@ class ProactiveScaler:
             self._surges[key] = Surge(key, self._rules.memory_s)
         return self._surges[key]
 
-    def _count_for(
-        self, need: float, cluster: Cluster, sizing: Sizing, start_s: float, now: float
-    ) -> tuple[int, Reason]:
-        surge = self._surge(start_s)
-        for each in self._surges.values():
-            each.observe(now, need)
+    def _count_for(self, surge: Surge, cluster: Cluster, start_s: float, now: float) -> tuple[int, Reason]:
         quantile = self._quantile
         most = surge.most(quantile)
         numbers = (
-            ("need", need),
+            ("need", surge.need),
             ("level", surge.level),
             ("growth", surge.factor(quantile)),
             ("within_s", start_s),
         )
         serving = len(cluster.ready)
-        waiting = self._for_waiting(cluster, serving, sizing, start_s, now)
+        waiting = self._for_waiting(cluster, serving, start_s, now)
         if waiting > most:
             return math.ceil(waiting - 0.05), Reason(Why.BACKLOG, (*numbers, ("for_waiting", waiting)))
         return math.ceil(most - 0.05), Reason(Why.DEMAND, numbers)
 
-    def _for_waiting(self, cluster: Cluster, serving: int, sizing: Sizing, start_s: float, now: float) -> float:
+    def _for_waiting(self, cluster: Cluster, serving: int, start_s: float, now: float) -> float:
         """Instances with which what waits would be done in time, as far as a start can still help."""
         assert self._model is not None
         state = fleet_state(cluster, self._model)
@@ -217,6 +216,10 @@ class FleetState(NamedTuple):
     kv_tokens: float
     kv_capacity: float
     """Of one instance, tokens."""
+    seqs: int
+    """That compute, or wait to."""
+    seqs_max: int
+    """Of one instance."""
 
 
 def fleet_state(cluster: Cluster, model_of: Instance) -> FleetState:
@@ -229,6 +232,7 @@ def fleet_state(cluster: Cluster, model_of: Instance) -> FleetState:
     context = sum(each.context_tokens for each in live)
     decoding = sum(len(each.decoding) for each in live)
     waiting = [request for each in live for request in each.waiting.values()]
+    deferrable = sum(request.term_s > DEFERRABLE_S for request in waiting)
     held = context + sum(request.context_tokens for request in waiting if request.term_s <= DEFERRABLE_S)
     planned = sum(each.planned_tokens for each in live)
     planned -= sum(request.planned_tokens for request in waiting if request.term_s > DEFERRABLE_S)
@@ -238,4 +242,6 @@ def fleet_state(cluster: Cluster, model_of: Instance) -> FleetState:
         fixed_share=min(0.9, model.decode_base_s / pace_s) if seqs else 0.0,
         kv_tokens=held + 0.5 * max(0, planned - held),
         kv_capacity=capacity.blocks * capacity.block_tokens,
+        seqs=seqs - deferrable,
+        seqs_max=capacity.seqs_max,
     )

@@ -6,7 +6,8 @@ Without a model of arrivals: with N(t) the need at instant t and M(t) its level,
 
 is known h later, and the factor for the next h is a quantile of the g of the last minutes, of instants that were like
 this one: in which N / M was about as large. In a lull that is how likely a burst is to come, in a burst how it goes on.
-No more is expected than was needed within these minutes, but for a little more than now. What may come before help
+No more is expected than would have been enough within these minutes, in hindsight, and some more: a need answers what
+has begun to come as if it went on, and most of it does not. What may come before help
 could arrive is so held ready: little where starts are quick or demand is smooth, and near the peak where they are slow
 and it is not.
 
@@ -29,6 +30,8 @@ SEEN_MIN = 20
 PRIOR = 1.25
 STATES = (0.7, 0.9, 1.1, 1.4, 1.8, 2.5, 3.5)
 """Of the need over its level, between what is told apart."""
+HEADROOM = 1.25
+"""How much more is expected than would ever have been enough."""
 LEVEL_MIN_S, LEVEL_HORIZONS = 5.0, 2.0
 """The level decays over so many horizons, and no faster than that."""
 
@@ -57,7 +60,7 @@ class Surge:
     """Growth over one horizon."""
 
     def __init__(self, horizon_s: float, memory_s: float) -> None:
-        """Needs of the last `memory_s` count."""
+        """What came within the last `memory_s` counts."""
         self.horizon_s = horizon_s
         self.need = self.level = 0.0
         self._memory_s = memory_s
@@ -68,22 +71,22 @@ class Surge:
         self._peaks: deque[tuple[float, float]] = deque()
         """(instant, need) in falling order of needs: the first is the largest since the oldest open instant."""
         self._highest: deque[tuple[float, float]] = deque()
-        """The same of the needs of all the memory."""
+        """The same of what would have been enough, over all the memory."""
         self._seen: deque[tuple[float, float, int]] = deque()
         self._all = Growths()
         self._by_state = [Growths() for _ in range(len(STATES) + 1)]
 
-    def observe(self, now: float, need: float) -> None:
-        """Note a need, at instants in order."""
+    def observe(self, now: float, need: float, enough: float) -> None:
+        """Note a need and how much would have been enough so far, at instants in order."""
         passed_s = min(now - self._at_s, 1e6)
         self.level += (need - self.level) * (1 - math.exp(-passed_s / self._level_s))
         self.need, self._at_s = need, now
         while self._peaks and self._peaks[-1][1] <= need:
             self._peaks.pop()
         self._peaks.append((now, need))
-        while self._highest and self._highest[-1][1] <= need:
+        while self._highest and self._highest[-1][1] <= enough:
             self._highest.pop()
-        self._highest.append((now, need))
+        self._highest.append((now, enough))
         while self._highest[0][0] < now - self._memory_s:
             self._highest.popleft()
         self._open.append((now, self.level, self._state()))
@@ -120,8 +123,8 @@ class Surge:
         return max(self.need, min(grown, self._largest()))
 
     def _largest(self) -> float:
-        """The most that was needed lately, and a little more than now."""
-        return max(self._highest[0][1], PRIOR * self.need) if len(self._all) >= SEEN_MIN else math.inf
+        """Some more than would have been enough lately."""
+        return HEADROOM * self._highest[0][1] if len(self._all) >= SEEN_MIN else math.inf
 
 
 class Dial:
