@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -183,6 +184,16 @@ async def test_failing_starts_are_tried_ever_more_rarely_and_then_given_up() -> 
         await world.settle()
         await asyncio.sleep(DAY_S)
         assert len(launcher.launched_s) == 4
+
+
+@virtual
+async def test_starts_go_on_being_tried_while_another_instance_serves() -> None:
+    launcher = ModelledLauncher(failing=lambda ordinal: 0 < ordinal < 9)
+    with World(fleet=FleetBounds.fixed(2, launch_attempts_max=3, launch_backoff_s=1.0), launcher=launcher) as world:
+        await world.driver.wait_until(lambda: world.driver.ready_instances == 2)
+        assert len(launcher.launched_s) == 10
+        pauses_s = [after - before for before, after in pairwise(launcher.launched_s[1:])]
+        assert pauses_s == pytest.approx([2.0**tried + STARTUP_S for tried in range(8)], abs=1e-6)
 
 
 @virtual

@@ -110,12 +110,16 @@ class Sizing:
         return self.startup.seconds(self._source(math.inf)[0])
 
     def is_startable(self) -> bool:
-        """False once launching has been given up."""
+        """Whether the last starts have not all failed: with none that serves, launching is then given up."""
         return self._failed_launches < self.fleet.launch_attempts_max
+
+    def _tries(self) -> bool:
+        """As long as some serve, others go on being tried, ever more rarely."""
+        return self.is_startable() or bool(self._cluster.ready)
 
     def next_wakeup(self) -> float | None:
         """When a start could be tried again, or has taken too long."""
-        if self._is_short and self.is_startable():
+        if self._is_short and self._tries():
             return self._launch_at_s if self._late_at_s is None else min(self._launch_at_s, self._late_at_s)
         return self._late_at_s
 
@@ -159,7 +163,7 @@ class Sizing:
         while self.wanted > self.count(SERVING) and (drained := self._draining()) is not None:
             drained.step(InstanceStep.RETAIN)
             commands.append(Retain(drained.id, self._reason))
-        while self.missing() > 0 and now >= self._launch_at_s and self.is_startable():
+        while self.missing() > 0 and now >= self._launch_at_s and self._tries():
             commands.append(self._start(now))
         return commands
 
