@@ -249,9 +249,9 @@ def test_bands_name_their_classes(file: Path) -> None:
         ("{mixed: 4}", "4", "bad value for 'fleet' in s.yaml:2: 4 should be a mapping of keys"),
         (
             "{mixed: 4}",
-            "{prefill: 2, decode: {min: 1, max: 8}}",
-            "bad value for 'fleet' in s.yaml:2: can change its size if it has mixed instances only, whose roles may be "
-            "planned",
+            "{prefill: 2, decode: {min: 1, max: 8}, roles: planned}",
+            "bad value for 'fleet' in s.yaml:2: can change its size with planned roles if all instances begin as mixed "
+            "ones",
         ),
         (
             "{mixed: 4}",

@@ -93,6 +93,17 @@ def integral_s(lines: list[Line], outcome: Outcome) -> float:
     return total_s + sum(max(0.0, end_s - max(now, begin_s)) for now in since.values())
 
 
+def most_wanted(lines: list[Line], role: Role, since_s: float, until_s: float) -> int:
+    """Of the sizes that were decided on within a time; 1 if none was."""
+    wants = [
+        each.want
+        for now, _, said in lines
+        for each in said
+        if isinstance(each, Resize) and each.role is role and since_s <= now < until_s
+    ]
+    return max(wants, default=1)
+
+
 def test_a_fleet_grows_and_shrinks_as_it_is_told() -> None:
     asked = jobs(60)
     outcome, lines = run(asked, spec(), policy((1.0, 4, 0), (4.0, 2, 0)))
@@ -137,6 +148,20 @@ def test_our_own_scaler_holds_the_first_request_and_starts_at_once() -> None:
     outcome, lines = run(asked, spec(0), create("hyperflexis:roles=fixed", 64))
     assert complete(outcome, asked)
     assert kinds(lines, Launch) == [(3.0, "Launch", 0)]
+
+
+def test_prefilling_and_decoding_instances_are_sized_apart() -> None:
+    """First long prompts with short answers, then short prompts with long answers."""
+    asked = [Job(at / 8, 900, 8, "loose") for at in range(80)]
+    asked += [Job(20 + at / 16, 20, 150, "loose") for at in range(320)]
+    apart = {Role.PREFILL: Range(1, 8), Role.DECODE: Range(1, 8)}
+    fleet = spec()
+    assert fleet.bounds is not None
+    fleet = replace(fleet, bounds=replace(fleet.bounds, ranges=apart))
+    outcome, lines = run(asked, fleet, create("hyperflexis:roles=fixed", 64))
+    assert complete(outcome, asked)
+    assert most_wanted(lines, Role.PREFILL, 0, 12) > 1 == most_wanted(lines, Role.PREFILL, 25, 60)
+    assert most_wanted(lines, Role.DECODE, 20, 60) > most_wanted(lines, Role.DECODE, 0, 12)
 
 
 def test_a_sleeper_wakes_sooner_than_another_starts() -> None:

@@ -23,8 +23,8 @@ TUNING = "roles"
 """What policies that can do either call it."""
 
 
-def moving(prefill: int, decode: int, roles: Roles) -> Moving:
-    """What a fleet asks of its policy."""
+def moving(prefill: int | bool, decode: int | bool, roles: Roles) -> Moving:
+    """What a fleet asks of its policy, by how many prefill only and decode only, or whether any do."""
     return roles if prefill or decode or roles == "planned" else "keeps"
 
 
@@ -62,6 +62,8 @@ def create(text: str, prefill_tokens_max: int, moving: Moving, *, is_elastic: bo
     made = create(name, prefill_tokens_max, **tuning)
     if is_elastic and not _scales(made):
         raise ValueError(f"{text} keeps the number of instances as it is; these change it: {_named(_scales)}")
+    if is_elastic and moving == "fixed" and not _scales_roles(made):
+        raise ValueError(f"{text} sizes instances of one role only; these size each role: {_named(_scales_roles)}")
     if moving != "keeps" and not _moves(made):
         raise ValueError(f"{text} keeps each request on one instance; these move them: {_named(_moves)}")
     if moving == "planned" and not _plans(made):
@@ -102,3 +104,9 @@ def _plans(policy: Policy) -> bool:
 
 def _scales(policy: Policy) -> bool:
     return policy.scaler is not None
+
+
+def _scales_roles(policy: Policy) -> bool:
+    from hyperflexis.core.scaling import ProactiveScaler
+
+    return isinstance(policy.scaler, ProactiveScaler)

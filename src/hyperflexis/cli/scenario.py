@@ -29,7 +29,7 @@ from hyperflexis.cli.scenario_file import Sources
 
 if TYPE_CHECKING:
     from hyperflexis.core.control import Policy
-    from hyperflexis.core.fleet import FleetBounds
+    from hyperflexis.core.fleet import FleetBounds, Range
     from hyperflexis.core.instance import Role
     from hyperflexis.core.latency import LatencyModel
     from hyperflexis.core.slo import ServiceClass
@@ -55,6 +55,13 @@ class RangeSection(Section):
         if self.max < self.min:
             raise ValueError(f"should have a max of at least min, {self.min}, not {self.max}")
         return self
+
+
+def _range(count: RangeSection | int) -> Range:
+    """As the core has it."""
+    from hyperflexis.core.fleet import Range  # here, so that --help loads nothing of the core
+
+    return Range(count.min, count.max) if isinstance(count, RangeSection) else Range(count, count)
 
 
 def _count_or_range(value: Any) -> Any:
@@ -136,8 +143,8 @@ class FleetSection(Section):
 
     @model_validator(mode="after")
     def _is_elastic_whole(self) -> FleetSection:
-        if self.is_elastic and set(self.counts) != {"mixed"}:
-            raise ValueError("can change its size if it has mixed instances only, whose roles may be planned")
+        if self.is_elastic and self.roles == "planned" and set(self.counts) != {"mixed"}:
+            raise ValueError("can change its size with planned roles if all instances begin as mixed ones")
         return self
 
     @model_validator(mode="after")
@@ -375,8 +382,8 @@ class ScenarioFile:
     @property
     def moving(self) -> fleets.Moving:
         """What the fleet asks of its policy."""
-        prefill, _, decode = self._counts()
-        return fleets.moving(prefill, decode, self.scenario.fleet.roles)
+        fleet = self.scenario.fleet
+        return fleets.moving(fleet.prefill is not None, fleet.decode is not None, fleet.roles)
 
     def policy(self, text: str) -> Policy:
         """A fresh policy, its tuning with its name if any, that can serve this fleet.
@@ -412,17 +419,17 @@ class ScenarioFile:
         Raises:
             OperatorError: the budget does not pay for the fewest instances.
         """
-        from hyperflexis.core.fleet import FleetBounds, Prices, Range
+        from hyperflexis.core.fleet import FleetBounds, Prices
         from hyperflexis.core.instance import Role, StartSource
 
         fleet = self.scenario.fleet
-        if not isinstance(fleet.mixed, RangeSection):
+        if not fleet.is_elastic:
             return None
         startup_s = self.startup().seconds()
         sources = [source for source in StartSource if source in startup_s and source is not StartSource.SLEEPER]
         try:
             return FleetBounds(
-                {Role.MIXED: Range(fleet.mixed.min, fleet.mixed.max)},
+                {Role(role): _range(count) for role, count in fleet.counts.items()},
                 prices=Prices(fleet.prices.active_per_hour, fleet.prices.asleep_per_hour),
                 cost_per_hour_max=math.inf if fleet.cost_per_hour_max is None else fleet.cost_per_hour_max,
                 sources=sources,

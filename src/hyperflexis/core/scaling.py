@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -29,7 +30,7 @@ from hyperflexis.core import budget, loads
 from hyperflexis.core.cluster import Cluster
 from hyperflexis.core.commands import Reason, Why
 from hyperflexis.core.due_work import DEFERRABLE_S, WorkHistory
-from hyperflexis.core.instance import Instance
+from hyperflexis.core.instance import Instance, Role
 from hyperflexis.core.sizing import Sizing, Wanted
 from hyperflexis.core.surge import Caution, Surge
 
@@ -37,6 +38,8 @@ PLAN_S = 0.5
 """How often the size is thought about."""
 QUICK_S = 5.0
 """Starts that are quicker make good what was not foreseen before it costs much."""
+SHARE_MIN = 0.05
+"""Of an instance's time, what is left beside fixed parts of steps at the least: where a promise is impossible."""
 SLOW_QUANTILE = 0.8
 """Where they are not, more is held ready from the first."""
 
@@ -70,22 +73,57 @@ class ScalerRules:
     """Work that will be late anyway is to be done within so long after help has come."""
 
 
+class Need(NamedTuple):
+    """Of one role, in instances."""
+
+    need: float
+    enough: float
+    """What would have been enough so far."""
+
+
+class _Pool:
+    """The instances of one role: how their need grows, and how many were wanted lately."""
+
+    def __init__(self, rules: ScalerRules) -> None:
+        self._rules = rules
+        self._surges: dict[float, Surge] = {}
+        self._wanted: deque[tuple[float, int]] = deque()
+        """(instant, instances), falling: the first is the most that was wanted within the time to settle."""
+
+    def surge(self, horizon_s: float) -> Surge:
+        """By horizons a fifth apart, so that what is believed of starts may vary a little."""
+        key = 1.2 ** round(math.log(horizon_s, 1.2))
+        if key not in self._surges:
+            self._surges[key] = Surge(key, self._rules.memory_s)
+        return self._surges[key]
+
+    def observe(self, need: Need, now: float) -> None:
+        for surge in self._surges.values():
+            surge.observe(now, need.need, need.enough)
+
+    def settled(self, count: int, now: float) -> int:
+        """The most that was wanted within that time."""
+        while self._wanted and self._wanted[-1][1] <= count:
+            self._wanted.pop()
+        self._wanted.append((now, count))
+        while self._wanted[0][0] < now - self._rules.settle_s:
+            self._wanted.popleft()
+        return self._wanted[0][1]
+
+
 class ProactiveScaler:
-    """Ours."""
+    """Ours. Where some instances only prefill or only decode, each kind is sized by its own part of the need."""
 
     def __init__(self, rules: ScalerRules | None = None) -> None:
         self._rules = rules or ScalerRules()
         self._work = WorkHistory()
-        self._surges: dict[float, Surge] = {}
+        self._pools: dict[Role, _Pool] = {}
         self._cautions: dict[str, Caution] = {}
         """By service class."""
-        self._wanted: deque[tuple[float, int]] = deque()
-        """(instant, instances), falling: the first is the most that was wanted within the time to settle."""
         self._planned_s = -math.inf
         self._used_s = -math.inf
         self._seen: tuple[float, ...] = ()
         """All work that had arrived when it was last planned."""
-        self._count = 0
         self._is_quick = False
         self._model: Instance | None = None
         """An instance like those that will come."""
@@ -94,49 +132,65 @@ class ProactiveScaler:
         if cluster.requests or cluster.due_work.by_term != self._seen:
             self._seen = cluster.due_work.by_term
             self._used_s = now
+        prefilling, decoding = _roles(sizing)
         if not cluster.ready:
-            return self._first(cluster, sizing)
+            return self._first({prefilling, decoding}, cluster, sizing)
         if now < self._planned_s + PLAN_S:
             return None
         self._planned_s = now
         self._model = cluster.ready[0]
-        need, enough = self._needs(cluster, now)
         start_s = sizing.start_s() + PLAN_S
-        surge = self._surge(start_s)
-        for each in self._surges.values():
-            each.observe(now, need, enough)
+        state = fleet_state(cluster, self._model)
+        needs = self._needs(state, cluster, prefilling, decoding, now)
+        for role, need in needs.items():
+            pool = self._pools.setdefault(role, _Pool(self._rules))
+            pool.surge(start_s)
+            pool.observe(need, now)
         self._is_quick = start_s < QUICK_S
-        self._learn(cluster, need)
-        count, reason = self._count_for(surge, cluster, start_s, now)
-        count = self._settled(count, now)
+        self._learn(cluster, is_short=any(_ready(cluster, role, sizing) < need.need for role, need in needs.items()))
+        found = {role: self._count_for(self._pools[role].surge(start_s), start_s) for role in needs}
+        decodes_too = state if prefilling is decoding else None
+        waiting = self._for_waiting(_ready(cluster, prefilling, sizing), decodes_too, cluster, start_s, now)
+        if waiting > found[prefilling][0]:
+            reason = Reason(Why.BACKLOG, (*found[prefilling][1].numbers, ("for_waiting", waiting)))
+            found[prefilling] = waiting, reason
+        counts = {role: self._pools[role].settled(math.ceil(most - 0.05), now) for role, (most, _) in found.items()}
+        reason = next(
+            (found[role][1] for role in counts if counts[role] != sizing.wanted_of(role)), found[prefilling][1]
+        )
         if not cluster.requests and now - self._used_s >= self._rules.idle_s:
-            count, reason = 0, Reason(Why.IDLE, (("idle_s", now - self._used_s),))
-        self._count = count
-        return Wanted(sizing.split(count), reason, self._asleep(sizing, start_s, count))
+            counts = dict.fromkeys(counts, 0)
+            reason = Reason(Why.IDLE, (("idle_s", now - self._used_s),))
+        return Wanted(counts, reason, self._asleep(sizing, start_s, counts))
 
-    def _first(self, cluster: Cluster, sizing: Sizing) -> Wanted | None:
-        """One, if somebody waits."""
+    def _first(self, roles: set[Role], cluster: Cluster, sizing: Sizing) -> Wanted | None:
+        """One that can begin and one that can go on, if somebody waits."""
         if not cluster.requests or sizing.wanted:
             return None
-        return Wanted(sizing.split(1), Reason(Why.FIRST))
+        return Wanted(dict.fromkeys(roles, 1), Reason(Why.FIRST))
 
-    def _needs(self, cluster: Cluster, now: float) -> tuple[float, float]:
-        """What is needed, and what would have been enough."""
-        assert self._model is not None
+    def _needs(
+        self, state: FleetState, cluster: Cluster, prefilling: Role, decoding: Role, now: float
+    ) -> dict[Role, Need]:
         self._work.observe(cluster.due_work.by_term, now)
-        state = fleet_state(cluster, self._model)
         rules = self._rules
         room = max(state.kv_tokens / state.kv_capacity, state.seqs / state.seqs_max) / rules.room_share
-        share = max(0.05, rules.time_share - state.fixed_share)
+        share = max(SHARE_MIN, rules.time_share - state.fixed_share)
         due, done = self._work.due_rate(now, self._margin_s), self._work.hindsight_rate(now)
-        return max((due + state.decode_share) / share, room), max((done + state.decode_share) / share, room)
+        if prefilling is decoding:
+            both = (max((work + state.decode_share) / share, room) for work in (due, done))
+            return {prefilling: Need(*both)}
+        decodes = max(state.decode_share / share, room)
+        return {
+            prefilling: Need(due / rules.time_share, done / rules.time_share),
+            decoding: Need(decodes, decodes),
+        }
 
-    def _learn(self, cluster: Cluster, need: float) -> None:
-        was_short = len(cluster.ready) < need
+    def _learn(self, cluster: Cluster, *, is_short: bool) -> None:
         for name, (placed, late) in cluster.placements.items():
             if name not in self._cautions:
                 self._cautions[name] = Caution(self._rules.late_share)
-            self._cautions[name].observe(placed, late, was_short=was_short, is_quick=self._is_quick)
+            self._cautions[name].observe(placed, late, was_short=is_short, is_quick=self._is_quick)
 
     @property
     def _quantile(self) -> float:
@@ -148,34 +202,24 @@ class ProactiveScaler:
     def _margin_s(self) -> float:
         return max((each.margin_s for each in self._cautions.values()), default=Caution.MARGIN_BEGINS_S)
 
-    def _surge(self, horizon_s: float) -> Surge:
-        """By horizons a fifth apart, so that what is believed of starts may vary a little."""
-        key = 1.2 ** round(math.log(horizon_s, 1.2))
-        if key not in self._surges:
-            self._surges[key] = Surge(key, self._rules.memory_s)
-        return self._surges[key]
-
-    def _count_for(self, surge: Surge, cluster: Cluster, start_s: float, now: float) -> tuple[int, Reason]:
+    def _count_for(self, surge: Surge, start_s: float) -> tuple[float, Reason]:
         quantile = self._quantile
-        most = surge.most(quantile)
         numbers = (
             ("need", surge.need),
             ("level", surge.level),
             ("growth", surge.factor(quantile)),
             ("within_s", start_s),
         )
-        serving = len(cluster.ready)
-        waiting = self._for_waiting(cluster, serving, start_s, now)
-        if waiting > most:
-            return math.ceil(waiting - 0.05), Reason(Why.BACKLOG, (*numbers, ("for_waiting", waiting)))
-        return math.ceil(most - 0.05), Reason(Why.DEMAND, numbers)
+        return surge.most(quantile), Reason(Why.DEMAND, numbers)
 
-    def _for_waiting(self, cluster: Cluster, serving: int, start_s: float, now: float) -> float:
+    def _for_waiting(
+        self, serving: int, decodes_too: FleetState | None, cluster: Cluster, start_s: float, now: float
+    ) -> float:
         """Instances with which what waits would be done in time, as far as a start can still help."""
-        assert self._model is not None
-        state = fleet_state(cluster, self._model)
-        share = max(0.05, self._rules.time_share - state.fixed_share)
-        speed = max(0.05 * serving, serving * share - state.decode_share)
+        share, decodes = self._rules.time_share, 0.0
+        if decodes_too is not None:
+            share, decodes = max(SHARE_MIN, share - decodes_too.fixed_share), decodes_too.decode_share
+        speed = max(SHARE_MIN * serving, serving * share - decodes)
         overdue_s = now + start_s + self._rules.overdue_s
         due = sorted(
             (deadline_s if deadline_s > now + start_s + 0.1 else max(deadline_s, overdue_s), work_s)
@@ -190,20 +234,29 @@ class ProactiveScaler:
                 more = max(more, left_s / (share * (deadline_s - now - start_s)))
         return serving + more if more > 0.2 else 0.0
 
-    def _settled(self, count: int, now: float) -> int:
-        """The most that was wanted within that time."""
-        while self._wanted and self._wanted[-1][1] <= count:
-            self._wanted.pop()
-        self._wanted.append((now, count))
-        while self._wanted[0][0] < now - self._rules.settle_s:
-            self._wanted.popleft()
-        return self._wanted[0][1]
-
-    def _asleep(self, sizing: Sizing, start_s: float, count: int) -> int:
+    def _asleep(self, sizing: Sizing, start_s: float, counts: Mapping[Role, int]) -> int:
         """What may be needed before a start could help, beyond what is awake: to be woken then."""
         if not sizing.fleet.asleep_max:
             return 0
-        return max(0, math.ceil(self._surge(start_s).most(self._quantile)) - count)
+        quantile = self._quantile
+        most = {role: math.ceil(self._pools[role].surge(start_s).most(quantile)) for role in counts}
+        return sum(max(0, most[role] - count) for role, count in counts.items())
+
+
+def _roles(sizing: Sizing) -> tuple[Role, Role]:
+    """With which role that is launched instances prefill, and with which they decode."""
+    ranges = sizing.fleet.ranges
+    return (
+        Role.PREFILL if Role.PREFILL in ranges else Role.MIXED,
+        Role.DECODE if Role.DECODE in ranges else Role.MIXED,
+    )
+
+
+def _ready(cluster: Cluster, role: Role, sizing: Sizing) -> int:
+    """Of a role; all of them where all are launched in one, for it may be another by now."""
+    if len(sizing.fleet.ranges) == 1:
+        return len(cluster.ready)
+    return sum(each.role is role for each in cluster.ready)
 
 
 class FleetState(NamedTuple):

@@ -95,6 +95,9 @@ class Sizing:
     def wanted(self) -> int:
         return sum(self._wanted.values())
 
+    def wanted_of(self, role: Role) -> int:
+        return self._wanted.get(role, 0)
+
     def missing(self) -> int:
         """How many may be started: what still drains takes up room."""
         return min(self.wanted - self.count(SERVING), self.fleet.instances_max - self.count(AWAKE))
