@@ -514,6 +514,25 @@ def test_what_waits_stays_where_nobody_else_would_prefill_it() -> None:
     made.finish()
 
 
+@dataclass
+class First:
+    """Chooses among all that there are, whomever it is asked about."""
+
+    def choose(self, request: Request, instances: Sequence[Instance], cluster: Cluster, now: float) -> Placement:
+        return Placement(cluster.ready[0], Reason(Why.IN_TURN))
+
+
+def test_what_waits_stays_where_the_dispatcher_puts_it_even_if_that_was_not_asked() -> None:
+    made, _ = running(M, M, target=None)
+    made.control.policy = replace(made.control.policy, dispatcher=First())
+    for _ in range(4):
+        made.arrive(20, 8, 8)
+    assert len(made.control.cluster.instances[0].waiting) == 4
+    relabel(made, 0, D)
+    assert told(made, Migrate) == []
+    made.finish()
+
+
 def test_instance_that_does_not_take_its_new_role_has_the_old_one() -> None:
     made, _ = running(M, M)
     made.arrive(20, 8, 8)

@@ -644,8 +644,10 @@ class ControlPlane:
                 continue
             fronts = self._large_enough(request)
             others = [each for each in fronts if each is not instance and self.migrations.can(instance, each)]
-            if others:
-                placement = self.policy.dispatcher.choose(request, others, self.cluster, now)
+            if not others:
+                continue
+            placement = self.policy.dispatcher.choose(request, others, self.cluster, now)
+            if placement.instance in others:  # Some policies choose among all that there are, this one included.
                 reason = placement.reason._replace(why=Why.BALANCES)
                 commands.append(self.migrations.begin(request, placement.instance, reason, now))
         return commands
