@@ -24,6 +24,7 @@ from hyperflexis.core.events import (
     RequestArrived,
     RequestCancelled,
     RequestFinished,
+    RequestReturned,
     Wakeup,
 )
 from hyperflexis.core.fleet import FleetBounds
@@ -369,6 +370,54 @@ def test_check_finds_work_that_waits_beside_a_ready_instance() -> None:
 # Whatever may happen.
 
 SLOS = [Slo(), Slo(0.05, 0.02), Slo(0.5, 0.1), Slo(e2e_s=1.0)]
+
+
+# Requests that an instance gives back.
+
+
+def dispatched_to(commands: list[Command]) -> list[tuple[int, int]]:
+    return [(c.request_id, c.instance_id) for c in commands if isinstance(c, Dispatch)]
+
+
+def test_returned_request_goes_elsewhere_with_what_its_client_has() -> None:
+    plane = running(2)
+    ((_, first),) = dispatched_to(feed(plane, arrival(1, max_tokens=9), now=0.0))
+    feed(plane, reported(first, started=(1,), began=(1,)), now=0.5)
+    commands = feed(plane, RequestReturned(first, 1, emitted_tokens=3), now=0.6)
+    assert summary(commands)[0] == ("Hold", 1, Why.RETURNED)
+    assert dispatched_to(commands) == [(1, 1 - first)]
+    assert plane.cluster.requests[1].emitted_tokens == 3
+    assert plane.cluster.instances[first].is_empty
+
+
+def test_returned_request_goes_back_where_there_is_no_other() -> None:
+    plane = running()
+    feed(plane, arrival(1))
+    assert dispatched_to(feed(plane, RequestReturned(0, 1, 0, was_refused=True))) == [(1, 0)]
+
+
+def test_request_that_is_returned_again_and_again_is_given_up() -> None:
+    plane = running(2)
+    commands = feed(plane, arrival(1))
+    for _ in range(DISPATCHES_MAX):
+        ((_, at),) = dispatched_to(commands)
+        commands = feed(plane, RequestReturned(at, 1, 0))
+    assert summary(commands) == [("Reject", 1, Why.LOST_TOO_OFTEN)]
+
+
+def test_request_that_is_refused_for_want_of_room_is_never_given_up() -> None:
+    plane = running(2)
+    commands = feed(plane, arrival(1))
+    for _ in range(5 * DISPATCHES_MAX):
+        ((_, at),) = dispatched_to(commands)
+        commands = feed(plane, RequestReturned(at, 1, 0, was_refused=True))
+    assert plane.cluster.requests[1].dispatches == 1
+
+
+def test_return_of_what_is_elsewhere_or_nowhere_is_ignored() -> None:
+    plane = running(2)
+    ((_, at),) = dispatched_to(feed(plane, arrival(1)))
+    assert feed(plane, RequestReturned(1 - at, 1, 0), RequestReturned(at, 7, 0)) == []
 
 
 class Anything(RuleBasedStateMachine):

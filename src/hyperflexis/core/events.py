@@ -38,6 +38,16 @@ class RequestFinished(NamedTuple):
     failed: bool = False
 
 
+class RequestReturned(NamedTuple):
+    """An instance that lives on gives a request back unfinished; its client has so many tokens of the answer."""
+
+    instance_id: int
+    request_id: int
+    emitted_tokens: int
+    was_refused: bool = False
+    """It never began there, as the instance takes no more for now."""
+
+
 class InstanceReady(NamedTuple):
     instance_id: int
     capacity: Capacity
@@ -131,6 +141,7 @@ Event = (
     RequestArrived
     | RequestCancelled
     | RequestFinished
+    | RequestReturned
     | InstanceReady
     | InstanceReported
     | InstanceDrained

@@ -53,6 +53,7 @@ from hyperflexis.core.events import (
     RequestArrived,
     RequestCancelled,
     RequestFinished,
+    RequestReturned,
     TransferFailed,
     Wakeup,
 )
@@ -251,6 +252,9 @@ class Driver:
         for request_id, reason in zip(report.finished, report.reasons, strict=True):
             emitted = len(stream.emitted) if (stream := self._streams.get(request_id)) else 0
             self._feed(RequestFinished(instance_id, request_id, emitted, failed=reason == FinishReason.FAILED))
+        for request_id, was_refused in report.returned.items():
+            emitted = len(stream.emitted) if (stream := self._streams.get(request_id)) else 0
+            self._feed(RequestReturned(instance_id, request_id, emitted, was_refused))
 
     def _hand_out(self, report: StepReport) -> None:
         """Give each stream its tokens and remember how those that end have ended."""
