@@ -1,0 +1,72 @@
+"""A deployment whose instances are vLLM servers, in the words of the launcher that attaches them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hyperflexis.adapters.vllm.probe import TokenProbe
+from hyperflexis.adapters.vllm.watch import WatchRules
+from hyperflexis.cli.deployment import Deployment
+from hyperflexis.cli.errors import OperatorError
+from hyperflexis.cli.profile_file import WireSample
+from hyperflexis.core.instance import Role
+from hyperflexis.core.latency import StepShape
+from hyperflexis.gateway.tokenizer import TextCodec
+from hyperflexis.runtime.launchers.attached import AttachSpec, Target
+
+PROBE_TEXT = "def walk(tree):\n    return [Größe, naïve, 3.14159, 東京] # Hello, world!\n"
+"""What our tokenizer and theirs are compared by: words, numbers, indents, and letters of other scripts."""
+_KV_NUMBER_BYTES = 2
+
+
+def attach_spec(
+    deployment: Deployment, directory: Path, codec: TextCodec, samples: Sequence[WireSample], targets: Sequence[Target]
+) -> AttachSpec:
+    """What a launcher is told.
+
+    Raises:
+        OperatorError: the file with the key cannot be read.
+    """
+    vllm, engine = deployment.vllm, deployment.engine
+    return AttachSpec(
+        targets=targets,
+        tokens=TokenProbe(PROBE_TEXT, codec.encode(PROBE_TEXT, add_special_tokens=False)),
+        seqs_max=engine.seqs_max,
+        block_tokens=engine.block_tokens,
+        kv_token_bytes=kv_token_bytes(directory),
+        samples=[(StepShape(*shape), actual_s) for shape, actual_s in samples],
+        watch=WatchRules(vllm.health_ms / 1000, vllm.metrics_ms / 1000, vllm.silence_timeout_s),
+        passes_kv=vllm.passes_kv,
+        lease_s=vllm.kv_lease_s,
+        api_key=_secret(vllm.api_key_file),
+    )
+
+
+def targets_of(deployment: Deployment) -> list[Target]:
+    """The servers that run already."""
+    return [Target(each.url, Role(each.role), each.model or "", each.kv_tokens) for each in deployment.attach]
+
+
+def kv_token_bytes(directory: Path) -> int:
+    """What moving a token's KV moves, by the model's configuration; 0 where that does not tell."""
+    try:
+        config: dict[str, Any] = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        config = config.get("text_config") or config
+        heads = config["num_attention_heads"]
+        head_size = config.get("head_dim") or config["hidden_size"] // heads
+        kv_heads = config.get("num_key_value_heads") or heads
+        return int(2 * config["num_hidden_layers"] * kv_heads * head_size * _KV_NUMBER_BYTES)
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
+def _secret(name: str | None) -> str:
+    if name is None:
+        return ""
+    try:
+        return Path(name).expanduser().read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise OperatorError(f"vllm.api_key_file {name!r} cannot be read: {error.strerror}") from error
