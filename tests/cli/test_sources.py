@@ -394,9 +394,9 @@ def test_attached_servers_are_urls_or_mappings() -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"instances": 3}, "instances in flag --set: the instances are the servers of attach"),
-        ({"prefill": 1}, "prefill in flag --set: the instances are the servers of attach"),
-        ({"launcher": "ray"}, "launcher in flag --set: servers of attach run already"),
+        ({"instances": 3}, "instances in --set: the instances are the servers of attach"),
+        ({"prefill": 1}, "prefill in --set: the instances are the servers of attach"),
+        ({"launcher": "ray"}, "launcher in --set: servers of attach run already"),
         ({"scaling.max": 4}, "there are as many instances as servers in attach"),
         ({"attach": "[http://a:1, http://a:1/]"}, "http://a:1 stands there more than once"),
         ({"attach": "[{url: 'http://a:1', role: prefill}]"}, "instances that prefill, and none that decodes"),
