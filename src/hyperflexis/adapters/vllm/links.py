@@ -7,12 +7,15 @@ checked here, as far as servers tell. Requests that are computed anew need no mo
 
 from __future__ import annotations
 
+import logging
 from typing import NamedTuple, Protocol
 
 import msgspec
 
 from hyperflexis.adapters.vllm.probe import Behind
 from hyperflexis.wire.messages import Exposed, ExposeKv, Linked, LinkFailed, LinkTo, News, Reclaim, Unlink
+
+log = logging.getLogger(__name__)
 
 
 class Described(msgspec.Struct, frozen=True, array_like=True):
@@ -53,6 +56,7 @@ class Links:
     def __init__(self, body: Body) -> None:
         self._body = body
         self._links: dict[int, _Link] = {}
+        self._told: dict[int, str] = {}
 
     def order(self, order: ExposeKv | LinkTo | Unlink | Reclaim) -> None:
         ours = self._described()
@@ -62,6 +66,9 @@ class Links:
             theirs = msgspec.msgpack.decode(order.descriptor, type=Described)
             why = unlike(theirs, ours)
             if why:
+                if self._told.get(order.peer) != why:  # It is tried again a few times.
+                    log.warning("%s", why)
+                self._told[order.peer] = why
                 self._body.say(LinkFailed(order.peer, order.version, why))
             else:
                 self._links[order.peer] = _Link(order.version, theirs.transfers and ours.transfers)
