@@ -48,6 +48,7 @@ ONLY_IN: dict[str, set[str]] = {
     "vllm": {"adapters.vllm"},
     "ray": {"runtime.launchers.ray"},
     "aiohttp": {"gateway", "bench", "dashboard", "adapters.vllm", "cli"},
+    "httptools": {"adapters.vllm"},
     "starlette": set(),
     "transformers": set(),
     "pydantic": {"cli"},

@@ -15,8 +15,9 @@ from dataclasses import asdict
 from typing import NamedTuple
 
 from hyperflexis.adapters.contract import Listener
-from hyperflexis.adapters.vllm.answer import End, Impossible, Reading, Refused, Whole
+from hyperflexis.adapters.vllm.answer import End, Impossible, Reading, Refused, Unfinished, Whole
 from hyperflexis.adapters.vllm.completion import PREFILL_ONLY
+from hyperflexis.adapters.vllm.connection import Pool
 from hyperflexis.adapters.vllm.endpoint import Endpoint, UnreachableError
 from hyperflexis.adapters.vllm.gate import Gate
 from hyperflexis.adapters.vllm.learned import Learned
@@ -45,6 +46,8 @@ log = logging.getLogger(__name__)
 
 ATTACH_PAUSE_S, ATTACH_PAUSE_MAX_S = 0.5, 5.0
 """Between two tries to attach, the first and the longest."""
+GATHER_S = 0.001
+"""Tokens of streams that go on wait so long for those of other streams: a step's tokens come one after the other."""
 GAUGES_LAG_S = 1.0
 """A gauge that is younger than our last change by less than this may not show it yet."""
 
@@ -120,6 +123,7 @@ class VllmAdapter:
         self._manner = manner
         self._clock = clock
         self._loop = asyncio.get_running_loop()
+        self._pool = Pool(endpoint.url, endpoint.headers)
         self._behind: Behind | None = None
         self._blocks = 0
         self._rounds = Rounds(1, clock())
@@ -129,7 +133,10 @@ class VllmAdapter:
         self._gate = Gate(self._send)
         self._moves = Moves(self, self, clock, manner.lease_s)
         self._pending = Pending()
-        self._flush_due = False
+        self._flush: asyncio.Handle | None = None
+        """The next report, once one is due."""
+        self._doubtful: list[tuple[Running, Unfinished]] = []
+        """Those that broke off, until it is known whether the server lives."""
         self._rules_version = 0
         self._hands_off = False
         self._sent = 0
@@ -194,8 +201,9 @@ class VllmAdapter:
             self._watch.close()
         self._gate.close()
         self._running.clear()
-        for reading in self._readings:
+        for reading in list(self._readings):
             reading.close()
+        self._pool.close()
 
     # -- for moves
 
@@ -262,8 +270,11 @@ class VllmAdapter:
         if running.id in self._moves.taking:
             self._moves.arrived(running)
         self._pending.add(running.id, tokens, logprobs)
-        if not self._flush_due:
-            self.report_soon()
+        if self._flush is None:
+            if self._rounds.has_begun(running.id):
+                self._flush = self._loop.call_later(GATHER_S, self._report_due)
+            else:
+                self.report_soon()
 
     def on_prompt_logprobs(self, running: Running, logprobs: list[TokenLogprobs]) -> None:
         self._pending.prompt_logprobs[running.id] = logprobs
@@ -297,20 +308,28 @@ class VllmAdapter:
         self.report_soon()
 
     def _give_back(self, running: Running, end: End) -> None:
-        log.debug("request %d goes back from %s: %s", running.id, self.url, getattr(end, "why", ""))
-        self._pending.returned[running.id] = isinstance(end, Refused)
-        if not isinstance(end, Refused):
-            self.doubt()
-
-    def doubt(self) -> None:
-        """Something broke: see whether the server is still there."""
-        if self._watch is not None:
+        if isinstance(end, Unfinished) and self._watch is not None:
+            # Not yet: it could be sent to where nobody is any more, again and again.
+            self._doubtful.append((running, end))
             self._watch.doubt()
+        else:
+            self._return(running, getattr(end, "why", ""), was_refused=True)
+
+    def _return(self, running: Running, why: str, *, was_refused: bool) -> None:
+        log.debug("request %d goes back from %s: %s", running.id, self.url, why)
+        self._pending.returned[running.id] = was_refused
+        self.report_soon()
 
     # -- watch.Watched
 
     def is_busy(self) -> bool:
         return bool(self._running)
+
+    def on_alive(self) -> None:
+        doubtful, self._doubtful = self._doubtful, []
+        for running, end in doubtful:
+            if self._running.get(running.id) is running:
+                self._return(running, end.why, was_refused=False)
 
     def on_gauges(self, gauges: Gauges) -> None:
         has_changed = self._gauges is None or gauges[1:4] != self._gauges[1:4]
@@ -364,7 +383,7 @@ class VllmAdapter:
     def _send(self, running: Running) -> None:
         assert self._behind is not None
         self._sent += 1
-        reading = running.open(self._endpoint, self._behind.model, f"hfx-{running.id}-{self._sent}")
+        reading = running.open(self._pool, self._behind.model, f"hfx-{running.id}-{self._sent}")
         self._readings.add(reading)
         reading.when_over(self._readings.discard)
 
@@ -378,12 +397,14 @@ class VllmAdapter:
 
     def report_soon(self) -> None:
         """When all that has come by now has been read."""
-        if not self._flush_due:
-            self._flush_due = True
-            self._loop.call_soon(self._flush)
+        if isinstance(self._flush, asyncio.TimerHandle):
+            self._flush.cancel()
+            self._flush = None
+        if self._flush is None:
+            self._flush = self._loop.call_soon(self._report_due)
 
-    def _flush(self) -> None:
-        self._flush_due = False
+    def _report_due(self) -> None:
+        self._flush = None
         self.report()
         self._moves.say_letters()
 

@@ -10,11 +10,11 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
-import aiohttp
+import msgspec
 
 from hyperflexis.adapters.vllm import completion
 from hyperflexis.adapters.vllm.completion import Choice, Chunk, Events
-from hyperflexis.adapters.vllm.endpoint import BROKEN, Endpoint, in_words
+from hyperflexis.adapters.vllm.connection import Connection, Pool
 from hyperflexis.wire.messages import FinishReason
 
 OVERLOADED = frozenset({429, 503})
@@ -63,59 +63,91 @@ class Hearer(Protocol):
 
 
 class Reading:
-    """An answer that is being read by a task of its own."""
+    """An answer on its way; nothing is heard of it before the loop's next turn."""
 
-    def __init__(self, endpoint: Endpoint, body: Any, headers: Mapping[str, str], hearer: Hearer) -> None:
-        self._endpoint = endpoint
-        self._body = body
-        self._headers = headers
+    def __init__(self, pool: Pool, body: Mapping[str, Any], headers: Mapping[str, str], hearer: Hearer) -> None:
         self._hearer: Hearer | None = hearer
-        self._response: aiohttp.ClientResponse | None = None
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        self._events = Events() if body["stream"] else None
+        self._collected = b""
+        """What is no stream of events: an answer in one piece, or a refusal."""
+        self._when_over: Callable[[Reading], None] = lambda _: None
+        self._connecting: asyncio.Task[None] | None = None
+        self._connection: Connection | None = None
+        request = pool.request(completion.PATH, msgspec.json.encode(body), headers)
+        connection = pool.idle()
+        if connection is not None:
+            self._ask(connection, request)
+        else:
+            self._connecting = asyncio.get_running_loop().create_task(self._connect(pool, request))
 
     def close(self) -> None:
         """Read no more, which closes the connection and so makes the server stop computing."""
         self._hearer = None
-        if self._response is not None:
-            self._response.close()
-        self._task.cancel()
+        if self._connecting is not None:
+            self._connecting.cancel()
+        if self._connection is not None:
+            self._connection.close()
+        self._over()
 
     def when_over(self, callback: Callable[[Reading], None]) -> None:
         """Call this when the connection is not used any more."""
-        self._task.add_done_callback(lambda _: callback(self))
+        self._when_over = callback
 
-    async def _run(self) -> None:
+    async def _connect(self, pool: Pool, request: bytes) -> None:
         try:
-            end = await self._read()
-        except BROKEN as error:
-            end = Unfinished(f"its connection broke: {in_words(error)}")
+            connection = await pool.connect()
+        except OSError as error:  # A time-out is one too.
+            self.on_broken(str(error) or "it takes too long")
+        else:
+            self._ask(connection, request)
+
+    def _ask(self, connection: Connection, request: bytes) -> None:
+        self._connection = connection
+        connection.ask(request, self)
+
+    # -- connection.Reader
+
+    def on_body(self, status: int, data: bytes) -> None:
+        if status != 200 or self._events is None:
+            self._collected += data
+            return
+        try:
+            for chunk in self._events.take(data):
+                self._take(chunk)
         except ValueError as error:
-            end = Unfinished(f"the server sent what is no completion: {error}")
-        self._say_end(end)
+            self._say_end(Unfinished(f"the server sent what is no completion: {error}"))
 
-    async def _read(self) -> End:
-        async with self._endpoint.open(completion.PATH, self._body, self._headers) as response:
-            self._response = response
-            if response.status != 200:
-                return _refusal(response.status, completion.fault_of(await response.read()))
-            if not self._body["stream"]:
-                return self._take(completion.whole(await response.read())) or Unfinished("the answer says no end")
-            events, content = Events(), response.content
-            end: End | None = None
-            while data := await content.readany():
-                for chunk in events.take(data):
-                    found = self._take(chunk)
-                    if found is not None and end is None:
-                        end = found
-                        self._say_end(end)  # At once; what follows only lets the connection be used again.
-            return end or Unfinished("its stream ended before its answer")
+    def on_complete(self, status: int) -> None:
+        self._connection = None
+        if self._hearer is None:
+            self._over()
+        elif status != 200:
+            self._say_end(_refusal(status, completion.fault_of(self._collected)))
+        elif self._events is not None:
+            self._say_end(Unfinished("its stream ended before its answer"))
+        else:
+            self._take_whole()
+        self._over()
 
-    def _take(self, chunk: Chunk) -> End | None:
+    def on_broken(self, why: str) -> None:
+        self._connection = None
+        self._say_end(Unfinished(f"its connection broke: {why}"))
+        self._over()
+
+    def _take_whole(self) -> None:
+        try:
+            self._take(completion.whole(self._collected))
+        except ValueError as error:
+            self._say_end(Unfinished(f"the server sent what is no completion: {error}"))
+        self._say_end(Unfinished("its answer says no end"))
+
+    def _take(self, chunk: Chunk) -> None:
         hearer = self._hearer
-        if chunk.error is not None:
-            return _refusal(chunk.error.code, chunk.error.message)
         if hearer is None:
-            return None
+            return
+        if chunk.error is not None:
+            self._say_end(_refusal(chunk.error.code, chunk.error.message))
+            return
         if chunk.kv_transfer_params is not None:
             hearer.on_transfer(chunk.kv_transfer_params)
         for choice in chunk.choices:
@@ -123,13 +155,17 @@ class Reading:
                 hearer.on_chunk(choice)
             if choice.finish_reason is not None:
                 reason = completion.reason_of(choice)
-                return Unfinished(f"vLLM ended it: {choice.finish_reason}") if reason is None else Whole(reason)
-        return None
+                self._say_end(Unfinished(f"vLLM ended it: {choice.finish_reason}") if reason is None else Whole(reason))
 
     def _say_end(self, end: End) -> None:
+        """What still follows only lets the connection be used again."""
         hearer, self._hearer = self._hearer, None
         if hearer is not None:
             hearer.on_end(end)
+
+    def _over(self) -> None:
+        callback, self._when_over = self._when_over, lambda _: None
+        callback(self)
 
 
 def _refusal(code: int | str | None, why: str) -> End:

@@ -1,12 +1,11 @@
-"""One vLLM server by its URL: requests with time limits, and every way of not being there as one error.
+"""One vLLM server by its URL: questions with time limits, and every way of not being there as one error.
 
-Knows HTTP and nothing of what is asked. Sessions are shared: whoever opened one closes it.
+Streams are read elsewhere (`connection`). Knows HTTP and nothing of what is asked. Sessions are shared: whoever opened
+one closes it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple
 
 import aiohttp
@@ -17,8 +16,6 @@ CONNECT_S = 5.0
 KEPT_S = 2.0
 """So long a connection is kept for the next request: vLLM closes its own after 5 s, and one that it is just closing
 would cost that request a second try."""
-READ_BYTES = 1 << 18
-"""What may be unread of an answer before its server is slowed down."""
 
 BROKEN = (aiohttp.ClientError, OSError, TimeoutError)
 """What the client raises where a connection fails, ends early, or speaks no HTTP."""
@@ -45,12 +42,9 @@ class Answer(NamedTuple):
 
 
 def open_session() -> aiohttp.ClientSession:
-    """A client for any number of servers and streams. To be closed with `await session.close()`."""
+    """A client for any number of servers. To be closed with `await session.close()`."""
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=60, keepalive_timeout=KEPT_S),
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
-        read_bufsize=READ_BYTES,
-        json_serialize=lambda value: msgspec.json.encode(value).decode(),
     )
 
 
@@ -61,7 +55,7 @@ class Endpoint:
         """`api_key` is what the server was started with, if it asks for one."""
         self._session = session
         self.url = url.rstrip("/")
-        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self.headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
     def __repr__(self) -> str:
         return f"Endpoint({self.url})"
@@ -82,18 +76,8 @@ class Endpoint:
         """
         return await self._ask("POST", path, body, timeout_s)
 
-    def open(
-        self, path: str, body: object, headers: Mapping[str, str]
-    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        """Begin an answer that is read as it comes; leaving it before its end closes the connection.
-
-        Raises (on entering): one of `BROKEN`.
-        """
-        content = {"Content-Type": "application/json", **self._headers, **headers}
-        return self._session.post(self.url + path, data=msgspec.json.encode(body), headers=content)
-
     async def _ask(self, method: str, path: str, body: object, timeout_s: float) -> Answer:
-        headers, data = dict(self._headers), None
+        headers, data = dict(self.headers), None
         if body is not None:
             headers["Content-Type"], data = "application/json", msgspec.json.encode(body)
         limit = aiohttp.ClientTimeout(total=timeout_s)

@@ -13,7 +13,7 @@ import msgspec
 from hyperflexis.adapters.vllm import completion
 from hyperflexis.adapters.vllm.answer import End, Reading
 from hyperflexis.adapters.vllm.completion import Choice
-from hyperflexis.adapters.vllm.endpoint import Endpoint
+from hyperflexis.adapters.vllm.connection import Pool
 from hyperflexis.wire.messages import Submit, TokenLogprobs
 
 
@@ -73,10 +73,10 @@ class Running:
         """What to submit in order to go on from here."""
         return msgspec.structs.replace(self.submit, emitted=list(self.emitted))
 
-    def open(self, endpoint: Endpoint, model: str, name: str) -> Reading:
+    def open(self, pool: Pool, model: str, name: str) -> Reading:
         """Send it."""
         body = completion.body_of(self.submit, model, self._since, self.transfer)
-        self._reading = Reading(endpoint, body, completion.headers_of(self.submit, name), self)
+        self._reading = Reading(pool, body, completion.headers_of(self.submit, name), self)
         return self._reading
 
     def close(self) -> None:

@@ -40,6 +40,9 @@ class Watched(Protocol):
 
     def on_gauges(self, gauges: Gauges) -> None: ...
 
+    def on_alive(self) -> None:
+        """It has answered."""
+
     def on_gone(self, why: str) -> None:
         """Nothing follows."""
 
@@ -89,7 +92,7 @@ class Watch:
             self._doubt.clear()
             why = await self._ill()
             if why:
-                self._gone(why)
+                self._watched.on_gone(why)
                 return
 
     async def _ill(self) -> str:
@@ -107,6 +110,7 @@ class Watch:
         if not answer.is_ok:
             return f"it says that it is not healthy (HTTP {answer.status})"
         self.heard()
+        self._watched.on_alive()
         return ""
 
     async def _watch_metrics(self, seen: Gauges) -> None:
@@ -121,10 +125,7 @@ class Watch:
                 continue
             gauges = metrics.read(answer.body)
             if gauges.is_younger_than(seen):
-                self._gone(f"it was restarted behind {self._endpoint.url}, and knows nothing of what it had")
+                self._watched.on_gone(f"it was restarted behind {self._endpoint.url}, and knows nothing of what it had")
                 return
             seen = gauges
             self._watched.on_gauges(gauges)
-
-    def _gone(self, why: str) -> None:
-        self._watched.on_gone(why)
