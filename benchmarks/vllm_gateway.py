@@ -94,7 +94,16 @@ async def _stream(port: int, prompt: str, tokens: int) -> list[float]:
 
 async def measure(rounds: int, seconds: float, requests: int) -> dict[str, Any]:
     standin = Process(
-        ["hyperflexis.adapters.vllm.standin", str(MODEL), "--port", "0", "--step-ms", str(STEP_MS), "--served-name", "demo"],
+        [
+            "hyperflexis.adapters.vllm.standin",
+            str(MODEL),
+            "--port",
+            "0",
+            "--step-ms",
+            str(STEP_MS),
+            "--served-model-name",
+            "demo",
+        ],
         OTHER_CORE,
         reads="stdout",
     )

@@ -1,4 +1,4 @@
-"""A deployment whose instances are vLLM servers, in the words of the launcher that attaches them."""
+"""A deployment whose instances are vLLM servers, in the words of the launchers that attach or start them."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from hyperflexis.adapters.vllm.probe import TokenProbe
 from hyperflexis.adapters.vllm.watch import WatchRules
 from hyperflexis.cli.deployment import Deployment
 from hyperflexis.cli.errors import OperatorError
+from hyperflexis.cli.fleets import in_order
 from hyperflexis.cli.profile_file import WireSample
 from hyperflexis.core.instance import Role
 from hyperflexis.core.latency import StepShape
 from hyperflexis.gateway.tokenizer import TextCodec
 from hyperflexis.runtime.launchers.attached import AttachSpec, Target
+from hyperflexis.runtime.launchers.vllm import ServeSpec
 
 PROBE_TEXT = "def walk(tree):\n    return [Größe, naïve, 3.14159, 東京] # Hello, world!\n"
 """What our tokenizer and theirs are compared by: words, numbers, indents, and letters of other scripts."""
 _KV_NUMBER_BYTES = 2
 
 
-def attach_spec(
-    deployment: Deployment, directory: Path, codec: TextCodec, samples: Sequence[WireSample], targets: Sequence[Target]
-) -> AttachSpec:
+def attach_spec(deployment: Deployment, directory: Path, codec: TextCodec, samples: Sequence[WireSample]) -> AttachSpec:
     """What a launcher is told.
 
     Raises:
@@ -32,7 +32,7 @@ def attach_spec(
     """
     vllm, engine = deployment.vllm, deployment.engine
     return AttachSpec(
-        targets=targets,
+        targets=[Target(each.url, Role(each.role), each.model or "", each.kv_tokens) for each in deployment.attach],
         tokens=TokenProbe(PROBE_TEXT, codec.encode(PROBE_TEXT, add_special_tokens=False)),
         seqs_max=engine.seqs_max,
         block_tokens=engine.block_tokens,
@@ -45,9 +45,26 @@ def attach_spec(
     )
 
 
-def targets_of(deployment: Deployment) -> list[Target]:
-    """The servers that run already."""
-    return [Target(each.url, Role(each.role), each.model or "", each.kv_tokens) for each in deployment.attach]
+def serve_spec(deployment: Deployment, directory: Path, attach: AttachSpec) -> ServeSpec:
+    """What the launcher is told that starts servers."""
+    source, vllm = deployment.model_source(), deployment.vllm
+    return ServeSpec(
+        model=source if isinstance(source, str) else str(directory.resolve()),
+        served_name=deployment.public_name,
+        attach=attach,
+        command=vllm.command,
+        args=vllm.args,
+        gpus=vllm.gpus_per_instance,
+        first_port=vllm.first_port,
+        start_timeout_s=deployment.scaling.start_timeout_s,
+    )
+
+
+def roles_of(deployment: Deployment) -> list[Role]:
+    """Of the servers that are started first; there is one at least, for it tells what all of them can do."""
+    if deployment.is_elastic:
+        return [Role.MIXED] * max(1, deployment.instances_min)
+    return list(in_order(deployment.prefills, deployment.mixed, deployment.decodes))
 
 
 def kv_token_bytes(directory: Path) -> int:

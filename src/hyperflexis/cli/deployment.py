@@ -327,8 +327,8 @@ class Deployment(Section):
     @property
     def threads(self) -> int:
         """CPU threads of each instance."""
-        is_local = self.launcher == "local"
-        share = _cores() // self.instances_total if is_local else int(self.ray.cpus_per_instance)
+        is_ray = self.launcher == "ray"
+        share = int(self.ray.cpus_per_instance) if is_ray else _cores() // self.instances_total
         return self.threads_per_instance or max(1, share)
 
     @property
@@ -375,7 +375,8 @@ class Deployment(Section):
 
         given = self.scaling
         # All instances of a machine share one copy of the weights; other machines get it from those that have it.
-        sources = (StartSource.CACHE,) if self.launcher == "local" else (StartSource.PEER, StartSource.DISK)
+        shared = {"local": (StartSource.CACHE,), "vllm": (StartSource.DISK,)}
+        sources = shared.get(self.launcher, (StartSource.PEER, StartSource.DISK))
         if not self.is_elastic:
             return FleetBounds.fixed(
                 self.instances_total,
@@ -393,7 +394,7 @@ class Deployment(Section):
                 StartSource.SLEEPER: 0.05,
                 StartSource.CACHE: 0.5,
                 StartSource.PEER: 5.0,
-                StartSource.DISK: 20.0,
+                StartSource.DISK: 60.0 if self.launcher == "vllm" else 20.0,
             },
             asleep_max=given.asleep_max,
             start_timeout_s=given.start_timeout_s,

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 import uvloop
 
 from hyperflexis.adapters.native.host import StartError as EngineStartError
-from hyperflexis.cli.attached import attach_spec, targets_of
+from hyperflexis.cli.attached import attach_spec, roles_of, serve_spec
 from hyperflexis.cli.checkpoint import model_directory
 from hyperflexis.cli.deployment import Deployment
 from hyperflexis.cli.donors import weights_spec
@@ -32,6 +32,7 @@ from hyperflexis.runtime.driver import Driver
 from hyperflexis.runtime.launchers.attached import OTHERS_S, AttachedLauncher, AttachError
 from hyperflexis.runtime.launchers.cluster import RayLauncher, RaySpec
 from hyperflexis.runtime.launchers.local import LocalLauncher, LocalSpec
+from hyperflexis.runtime.launchers.vllm import VllmLauncher
 from hyperflexis.runtime.registry import Launcher
 
 T = TypeVar("T")
@@ -117,8 +118,8 @@ class _Engines(NamedTuple):
 
 @contextlib.asynccontextmanager
 async def _engines(deployment: Deployment, directory: Path, samples: Sequence[WireSample]) -> AsyncIterator[_Engines]:
-    if deployment.attach:
-        async with _attached(deployment, directory, samples) as engines:
+    if deployment.attach or deployment.launcher == "vllm":
+        async with _vllm(deployment, directory, samples) as engines:
             yield engines
     else:
         async with _launcher(deployment, directory, samples) as launcher:
@@ -127,22 +128,28 @@ async def _engines(deployment: Deployment, directory: Path, samples: Sequence[Wi
 
 
 @contextlib.asynccontextmanager
-async def _attached(deployment: Deployment, directory: Path, samples: Sequence[WireSample]) -> AsyncIterator[_Engines]:
-    """Servers that run already, once the first of them answers."""
+async def _vllm(deployment: Deployment, directory: Path, samples: Sequence[WireSample]) -> AsyncIterator[_Engines]:
+    """vLLM servers, those that run already or those that are started here, once the first of them answers."""
     try:
         codec = await asyncio.to_thread(TextCodec.load, directory)
     except TokenizerError as error:
         raise StartError(str(error), "give the directory of the model that the servers serve") from error
-    targets = targets_of(deployment)
-    _tell(f"attaching {', '.join(target.url for target in targets)}")
+    spec = attach_spec(deployment, directory, codec, samples)
+    launcher: AttachedLauncher | VllmLauncher
     try:
-        launcher = await AttachedLauncher.start(attach_spec(deployment, directory, codec, samples, targets))
+        if deployment.attach:
+            _tell(f"attaching {', '.join(target.url for target in spec.targets)}")
+            launcher = first = await AttachedLauncher.start(spec)
+        else:
+            _tell(f"starting {deployment.instances_min} vLLM servers")
+            launcher = await VllmLauncher.start(serve_spec(deployment, directory, spec), roles_of(deployment))
+            first = launcher.attached
     except AttachError as error:
         raise StartError(str(error), error.hint or None) from error
     # Where servers cache no prefixes, none is to be looked for: no prompt has a block as large as this.
-    block_tokens = launcher.block_tokens if launcher.caches_prefixes else sys.maxsize
+    block_tokens = first.block_tokens if first.caches_prefixes else sys.maxsize
     try:
-        yield _Engines(launcher, codec, launcher.context_tokens_max, block_tokens)
+        yield _Engines(launcher, codec, first.context_tokens_max, block_tokens)
     finally:
         await launcher.close()
 

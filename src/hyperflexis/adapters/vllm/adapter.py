@@ -70,7 +70,9 @@ class Manner(NamedTuple):
 class Complaints:
     """What keeps servers from being attached, by URL: told once each, and forgotten when it is mended."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_patient: bool = False) -> None:
+        """`is_patient` says nothing of servers that do not answer: they are being started."""
+        self._is_patient = is_patient
         self.wrong: dict[str, str] = {}
         """What only a person can mend."""
         self._told: dict[str, str] = {}
@@ -79,7 +81,8 @@ class Complaints:
     def tell(self, url: str, why: str, *, is_wrong: bool) -> None:
         if self._told.get(url) != why:
             self._told[url] = why
-            log.log(logging.ERROR if is_wrong else logging.WARNING, "%s", why)
+            level = logging.ERROR if is_wrong else logging.DEBUG if self._is_patient else logging.WARNING
+            log.log(level, "%s", why)
         if is_wrong:
             self.wrong[url] = why
         else:
@@ -116,9 +119,13 @@ class VllmAdapter:
         endpoint: Endpoint,
         manner: Manner,
         complaints: Complaints,
+        *,
         clock: Callable[[], float] = time.monotonic,
+        when_closed: Callable[[], None] | None = None,
     ) -> None:
+        """`when_closed` is called once, when it is closed or lost."""
         self._listener: Listener | None = listener
+        self._when_closed = when_closed
         self._endpoint = endpoint
         self._manner = manner
         self._clock = clock
@@ -204,6 +211,9 @@ class VllmAdapter:
         for reading in list(self._readings):
             reading.close()
         self._pool.close()
+        when_closed, self._when_closed = self._when_closed, None
+        if when_closed is not None:
+            when_closed()
 
     # -- for moves
 

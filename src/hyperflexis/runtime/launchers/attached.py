@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -66,10 +66,10 @@ class AttachSpec:
 class AttachedLauncher:
     """Make with `start`."""
 
-    def __init__(self, spec: AttachSpec) -> None:
+    def __init__(self, spec: AttachSpec, complaints: Complaints | None = None) -> None:
         self._spec = spec
         self._session = open_session()
-        self.complaints = Complaints()
+        self.complaints = complaints or Complaints()
         self._adapters: dict[str, VllmAdapter] = {}
         """By URL, the last one of each."""
         self._turns = itertools.count()
@@ -81,13 +81,13 @@ class AttachedLauncher:
         """The longest text that all servers known at the start take."""
 
     @classmethod
-    async def start(cls, spec: AttachSpec) -> AttachedLauncher:
+    async def start(cls, spec: AttachSpec, complaints: Complaints | None = None) -> AttachedLauncher:
         """Wait until a server answers.
 
         Raises:
             AttachError: all of them answer and are not what was configured.
         """
-        launcher = cls(spec)
+        launcher = cls(spec, complaints)
         try:
             await launcher._find_first()
         except BaseException:
@@ -106,6 +106,11 @@ class AttachedLauncher:
             raise OSError("every server is attached already")
         target = min(free, key=lambda each: (each.role is not role, self._launched.get(each.url, -1)))
         self._launched[target.url] = next(self._turns)
+        log.info("i%d is to be %s", instance_id, target.url)
+        return self.attach(listener, target)
+
+    def attach(self, listener: Listener, target: Target, when_closed: Callable[[], None] | None = None) -> VllmAdapter:
+        """Attach this server, now or as soon as it answers."""
         manner = Manner(
             expected=self._expected(target),
             watch=self._spec.watch,
@@ -114,9 +119,8 @@ class AttachedLauncher:
             transfers=self._spec.passes_kv,
             lease_s=self._spec.lease_s,
         )
-        adapter = VllmAdapter(listener, self._endpoint(target), manner, self.complaints)
+        adapter = VllmAdapter(listener, self._endpoint(target), manner, self.complaints, when_closed=when_closed)
         self._adapters[target.url] = adapter
-        log.info("i%d is to be %s", instance_id, target.url)
         return adapter
 
     async def close(self) -> None:
