@@ -98,10 +98,10 @@ def submission(request: int, prompt: list[int], max_tokens: int = 8, **fields: A
 
 BLACK_BOX = {
     "steps": "a server that tells tokens does not tell what its steps hold: prefills can be neither counted nor cut",
-    "blocks": "which blocks are free is known from gauges that lag; what is told is counted from outside",
     "draws": "a generator cannot be put where another one stood: a sampled request goes on with other draws",
 }
 """The clauses that instances cannot keep which are only spoken to from outside, and why not."""
+LONG_TOKENS = 1000
 
 
 class Fleet(Protocol):
@@ -111,6 +111,8 @@ class Fleet(Protocol):
     """Clauses of the contract that instances of this kind cannot keep, and why not."""
     death: str
     """Of what is said when one is killed."""
+    long_tokens: int
+    """An answer that takes long enough to be interrupted."""
 
     def play(self, test: Coroutine[Any, Any, None]) -> None:
         """Run a test on the loop that its instances live on."""
@@ -138,6 +140,7 @@ class ModelledFleet:
 
     lacks: Mapping[str, str] = {}
     death = "killed by SIGKILL"
+    long_tokens = LONG_TOKENS
 
     def play(self, test: Coroutine[Any, Any, None]) -> None:
         virtual_loop.run(test)
@@ -162,6 +165,7 @@ class NativeFleet:
 
     lacks: Mapping[str, str] = {}
     death = "killed by SIGKILL"
+    long_tokens = LONG_TOKENS
 
     def __init__(self, **spec: Any) -> None:
         self._runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)

@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 import uvloop
 
-from adapters.fleets import BLACK_BOX, DEMO_MODEL, Heard
+from adapters.fleets import BLACK_BOX, DEMO_MODEL, LONG_TOKENS, Heard
 from hyperflexis.adapters.contract import Adapter, Listener
 from hyperflexis.adapters.vllm.adapter import Complaints, Manner, VllmAdapter
 from hyperflexis.adapters.vllm.endpoint import Endpoint, open_session
@@ -28,8 +28,9 @@ SPARE = 3
 class StandInFleet:
     """Each instance is a server of its own."""
 
-    lacks: Mapping[str, str] = {name: why for name, why in BLACK_BOX.items() if name != "blocks"}
+    lacks: Mapping[str, str] = BLACK_BOX
     death = "cannot be reached"
+    long_tokens = LONG_TOKENS
 
     def __init__(self, traits: Traits = TRAITS, manner: Manner = MANNER) -> None:
         self._traits = traits
