@@ -16,6 +16,7 @@ import pytest
 import uvloop
 from attached_servers import any_url, pair_urls
 
+from hyperflexis.adapters.vllm.watch import WatchRules
 from hyperflexis.core.control import ControlPlane, Policy
 from hyperflexis.core.fleet import FleetBounds
 from hyperflexis.core.instance import Role
@@ -28,6 +29,8 @@ from runtime.live_world import Client
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
 
 LEASE_S = 120.0
+PATIENT = WatchRules(silence_s=60.0)
+"""Servers that share two cores with NIXL's own threads have been silent for 16 s at their first transfer."""
 PROMPTS = [[70 + (7 * place + number) % 900 for place in range(200 + 20 * number)] for number in range(5)]
 
 
@@ -40,7 +43,7 @@ class Attached:
     """A driver over servers of these roles."""
 
     def __init__(self, targets: Sequence[Target], policy: Policy, **spec: Any) -> None:
-        self._spec = AttachSpec(targets, **spec)
+        self._spec = AttachSpec(targets, watch=PATIENT, **spec)
         self._policy = policy
 
     async def __aenter__(self) -> Attached:

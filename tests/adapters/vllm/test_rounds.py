@@ -45,6 +45,19 @@ def test_prefill_beside_others_teaches_nothing() -> None:
     assert rounds.duration_s == pytest.approx(0.1)
 
 
+def test_step_of_a_first_token_began_after_its_request_was_sent() -> None:
+    """However long nothing was asked of the server: what a client is told of its prefill follows from that."""
+    rounds = decoding(10, 20)
+    for number in (0, 1):
+        rounds.leave(number, is_at_end=True)
+    rounds.enter(5, [1] * 40, 100.0)
+    rounds.enter(6, [2] * 40, 100.5)
+    rounds.advance([5], 100.75)
+    assert rounds.duration_s == pytest.approx(0.75)
+    rounds.advance([6], 100.8)
+    assert rounds.duration_s == pytest.approx(0.05)
+
+
 def test_interval_between_rounds_of_decodes_is_a_lesson() -> None:
     rounds = decoding(10, 20)
     assert rounds.advance([0, 1], 1.03) == 1

@@ -65,6 +65,8 @@ class Rounds:
 
     def enter(self, request_id: int, tokens: list[int], now: float) -> None:
         """A request is there from now on, with these tokens to be computed first."""
+        if not self._here:
+            self._round_s = now  # What was before was no step.
         prefix = hash(tuple(tokens[: self.block_tokens]))
         self._here[request_id] = _Here(len(tokens), now, not self._here, prefix)
         if len(self._here) > 1:
@@ -115,6 +117,9 @@ class Rounds:
             tokens = here.context_tokens
             self.shape, self.duration_s = StepShape(tokens, tokens * tokens), max(1e-6, now - here.submitted_s)
             self._is_clear = False
+        else:
+            # Its prefill began after it was sent, which is all that is known of that.
+            self.duration_s = min(self.duration_s, max(1e-6, now - here.submitted_s))
         self._prefixes.pop(here.prefix, None)
         self._prefixes[here.prefix] = None
         if len(self._prefixes) > PREFIXES_MAX:
