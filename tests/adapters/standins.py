@@ -19,7 +19,7 @@ from hyperflexis.adapters.vllm.standin import StandIn, Traits
 from hyperflexis.adapters.vllm.watch import WatchRules
 
 TRAITS = Traits(step_s=0.002)
-QUICK = WatchRules(health_s=0.05, metrics_s=0.02, silence_s=0.5)
+QUICK = WatchRules(health_s=0.05, metrics_s=0.02, silence_s=1.0)
 MANNER = Manner(Expected(), QUICK)
 SPARE = 3
 """Servers that are up before a test begins: starting one takes turns of the loop, and `start` has none."""

@@ -22,7 +22,7 @@ from hyperflexis.runtime.launchers.attached import AttachedLauncher, AttachSpec,
 from runtime.live_world import CheckedControlPlane, Client, generate
 
 PATIENCE_S = 30.0
-QUICK = WatchRules(health_s=0.05, metrics_s=0.02, silence_s=0.4)
+QUICK = WatchRules(health_s=0.05, metrics_s=0.02, silence_s=1.0)
 TRAITS = Traits(step_s=0.002)
 DEMO_MODEL = Path(__file__).parents[2] / "src" / "hyperflexis" / "demo_model"
 

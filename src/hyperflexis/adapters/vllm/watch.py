@@ -16,7 +16,7 @@ from hyperflexis.adapters.vllm import metrics
 from hyperflexis.adapters.vllm.endpoint import Endpoint, UnreachableError
 from hyperflexis.adapters.vllm.metrics import Gauges
 
-SHORTEST_S = 0.1
+SHORTEST_S = 0.5
 """A question for its health gets at least so long."""
 IDLE_FACTOR = 10
 """So much seldomer metrics are read while there is no work."""
@@ -97,16 +97,21 @@ class Watch:
 
     async def _ill(self) -> str:
         """Why it is lost; empty if it is not."""
-        left_s = self._heard_s + self._rules.silence_s - self._clock()
+        why = await self._ask(self._heard_s + self._rules.silence_s - self._clock())
+        if why or self._clock() - self._heard_s < self._rules.silence_s:
+            return why
+        # It may have been this process that stood still, and what came from there lies unread.
+        why = await self._ask(0.0)
+        silent_s = self._clock() - self._heard_s
+        is_silent = not why and silent_s >= self._rules.silence_s
+        return f"it hangs: nothing came from {self._endpoint.url} for {silent_s:.1f} s" if is_silent else why
+
+    async def _ask(self, timeout_s: float) -> str:
+        """Why it is lost, if that is certain; silence is for the caller to judge."""
         try:
-            answer = await self._endpoint.get("/health", max(SHORTEST_S, left_s))
+            answer = await self._endpoint.get("/health", max(SHORTEST_S, timeout_s))
         except UnreachableError as error:
-            if not error.is_late:
-                return str(error)
-            silent_s = self._clock() - self._heard_s
-            # Streams that bring tokens show that a question without an answer means nothing.
-            is_silent = silent_s >= self._rules.silence_s
-            return f"it hangs: nothing came from {self._endpoint.url} for {silent_s:.1f} s" if is_silent else ""
+            return "" if error.is_late else str(error)
         if not answer.is_ok:
             return f"it says that it is not healthy (HTTP {answer.status})"
         self.heard()
