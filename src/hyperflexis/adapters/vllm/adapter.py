@@ -218,7 +218,11 @@ class VllmAdapter:
     # -- for moves
 
     def run(self, running: Running) -> None:
-        """Have the server compute it."""
+        """Have the server compute it, unless nothing is left of it."""
+        if (reason := running.complete()) is not None:
+            self._pending.finished[running.id] = reason
+            self.report_soon()
+            return
         now = self._clock()
         self._running[running.id] = running
         self._changed_s = now
@@ -300,6 +304,8 @@ class VllmAdapter:
     def on_end(self, running: Running, end: End) -> None:
         if self._running.get(running.id) is not running:
             return
+        if not isinstance(end, Whole) and (reason := running.complete()) is not None:
+            end = Whole(reason)
         if isinstance(end, Refused):
             self._gate.refused(running)
         if self._moves.ended(running, end):

@@ -14,7 +14,7 @@ from hyperflexis.adapters.vllm import completion
 from hyperflexis.adapters.vllm.answer import End, Reading
 from hyperflexis.adapters.vllm.completion import Choice
 from hyperflexis.adapters.vllm.connection import Pool
-from hyperflexis.wire.messages import Submit, TokenLogprobs
+from hyperflexis.wire.messages import FinishReason, Submit, TokenLogprobs
 
 
 class Owner(Protocol):
@@ -68,6 +68,13 @@ class Running:
     def prompt(self) -> list[int]:
         """What the server computes before its first token."""
         return self.submit.prompt + self.submit.emitted[: self._since]
+
+    def complete(self) -> FinishReason | None:
+        """Why nothing is left to be computed, whatever the server has said of the end; None if something is."""
+        emitted, sampling = self.emitted, self.submit.sampling
+        if emitted and emitted[-1] in sampling.stop_ids and len(emitted) > sampling.min_tokens:
+            return FinishReason.STOP
+        return FinishReason.LENGTH if len(emitted) >= self.submit.max_tokens else None
 
     def resumed(self) -> Submit:
         """What to submit in order to go on from here."""
