@@ -66,6 +66,19 @@ async def test_expired_lease_is_never_dispatched(caplog: pytest.LogCaptureFixtur
 
 
 @live
+async def test_request_that_waits_there_beyond_its_lease_is_computed_anew(caplog: pytest.LogCaptureFixture) -> None:
+    """A server fetches the KV when it is a request's turn, which may be long after it was sent."""
+    narrow = replace(CONNECTED, seqs_max=1)
+    async with world_of([P, D], [CONNECTED, narrow], lease_s=2.2) as world:
+        await world.ready()
+        first = world.submit([30, 31], 300)
+        await first.heard(5)
+        world.submit([50, 51], 10)
+        await world.settle()
+        assert "it waits for its turn, and its KV is not kept" in caplog.text
+
+
+@live
 async def test_stand_in_gives_away_something_else_after_its_lease() -> None:
     """What the guard is for: with a lease that is shorter than configured, the first token shows it."""
     brief = replace(CONNECTED, lease_s=0.0)

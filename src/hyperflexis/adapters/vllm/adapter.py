@@ -266,9 +266,9 @@ class VllmAdapter:
     def transfers(self) -> bool:
         return self._manner.transfers
 
-    def later(self, action: Callable[[], None]) -> None:
-        """Do that in the next turn of the loop, unless it is closed by then."""
-        self._loop.call_soon(lambda: action() if self._listener is not None else None)
+    def later(self, action: Callable[[], None], delay_s: float = 0.0) -> None:
+        """Do that after this turn of the loop, unless it is closed by then."""
+        self._loop.call_later(delay_s, lambda: action() if self._listener is not None else None)
 
     def say(self, news: News) -> None:
         """Tell the listener, not before this turn of the loop is over."""

@@ -104,7 +104,7 @@ class Body(links.Body, Protocol):
 
     def report_soon(self) -> None: ...
 
-    def later(self, action: Callable[[], None]) -> None: ...
+    def later(self, action: Callable[[], None], delay_s: float = 0.0) -> None: ...
 
 
 @dataclass(slots=True)
@@ -276,9 +276,19 @@ class Moves:
         if word.params is not None and not is_kept:
             log.warning("request %d is computed anew: its KV may not be kept any more", word.request)
         if is_kept and not order.recomputes and self._links.passes_kv(order.source):
-            self._body.run(Running(self._owner, submit, since=word.given, transfer=word.params))
+            running = Running(self._owner, submit, since=word.given, transfer=word.params)
+            self._body.run(running)
+            # It may wait for its turn there, and is fetched only then.
+            self._body.later(lambda: self._lease_ended(order, running), word.until_s - self._clock())
         else:
             self._arrive_to_compute(order, submit)
+
+    def _lease_ended(self, order: TakeIn, running: Running) -> None:
+        """What has given no token by now may be fetched too late."""
+        if self.taking.get(running.id) is order and self._body.find(running.id) is running:
+            log.warning("request %d is computed anew: it waits for its turn, and its KV is not kept", running.id)
+            self._body.drop(running.id)
+            self._arrive_to_compute(order, running.resumed())
 
     def arrived(self, running: Running) -> None:
         """A request has its first new token here; if it came with its KV, it has arrived with that."""

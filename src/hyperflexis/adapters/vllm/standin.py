@@ -92,6 +92,9 @@ class Job:
     events: asyncio.Queue[tuple[int, str | None] | None] = field(default_factory=asyncio.Queue)
     """(token, reason to end with it); None: it is cut off."""
     params: dict[str, Any] | None = None
+    """Of KV that is to be fetched, once it is its turn."""
+    fetching: asyncio.Task[None] | None = None
+    error: str = ""
 
     @property
     def max_tokens(self) -> int:
@@ -218,8 +221,12 @@ class StandIn:
         while self._waiting and len(self._running) < traits.seqs_max:
             _, _, job = heapq.heappop(self._waiting)
             self._running[job.id] = job
+            if job.params is not None:
+                job.fetching = asyncio.get_running_loop().create_task(self._take_kv(job))
         budget = traits.prefill_tokens_max
         for job in list(self._running.values()):
+            if job.fetching is not None and not job.fetching.done():
+                continue
             left = len(job.prompt) - job.computed
             chunk = min(left, budget)
             budget -= chunk
@@ -334,10 +341,10 @@ class StandIn:
             return await self._overloaded(request, body)
         name = request.headers.get("X-Request-Id") or uuid.uuid4().hex
         priority = int(request.headers.get("X-Vllm-Priority") or body.get("priority") or 0)
-        job = Job(f"cmpl-{name}-0", body["prompt"], body, priority)
+        params = body.get("kv_transfer_params") or {}
+        job = Job(f"cmpl-{name}-0", body["prompt"], body, priority, hash_of(body["prompt"]))
+        job.params = params if params.get("do_remote_prefill") else None
         try:
-            if why := await self._take_kv(job):
-                return _error(why, 500)
             heapq.heappush(self._waiting, (job.priority, next(self._arrivals), job))
             self._wake.set()
             return await (self._stream(request, job) if body.get("stream") else self._whole(request, job))
@@ -384,7 +391,10 @@ class StandIn:
             if reason is not None:
                 await response.write(b"data: [DONE]\n\n")
                 return response
-        if self.faults.done_without_reason:
+        if job.error:
+            error = {"error": {"message": job.error, "type": "InternalServerError", "code": 500}}
+            await response.write(b"data: " + json.dumps(error).encode() + b"\n\ndata: [DONE]\n\n")
+        elif self.faults.done_without_reason:
             await response.write(b"data: [DONE]\n\n")
         elif request.transport is not None:
             request.transport.abort()
@@ -395,6 +405,8 @@ class StandIn:
         reason = None
         while reason is None:
             event = await job.events.get()
+            if event is None and job.error:
+                return _error(job.error, 500)
             if event is None:
                 assert request.transport is not None
                 request.transport.abort()
@@ -457,23 +469,19 @@ class StandIn:
         tokens, until_s = kept
         return _json(tokens if time.monotonic() < until_s else tokens[::-1])
 
-    async def _take_kv(self, job: Job) -> str:
-        """Fetch KV if that is asked for; returns why it failed. Decoding goes on from that, whatever it is."""
-        params = job.body.get("kv_transfer_params") or {}
-        job.context_hash = hash_of(job.prompt)
-        if not params.get("do_remote_prefill"):
-            return ""
-        job.params = params
+    async def _take_kv(self, job: Job) -> None:
+        """Fetch the KV of its prompt, and decode on from that, whatever it is."""
+        params = job.params or {}
         where = f"http://{params['remote_host']}:{params['remote_port']}/standin/kv/{params['remote_request_id']}"
         try:
             async with aiohttp.ClientSession() as session, session.get(where) as answer:
-                if answer.status != 200:
-                    return "remote KV load failed"
+                answer.raise_for_status()
                 job.context_hash = hash_of(await answer.json())
+                job.computed = len(job.prompt)
         except (aiohttp.ClientError, OSError) as error:
-            return f"remote KV load failed: {error}"
-        job.computed = len(job.prompt)
-        return ""
+            job.error = f"remote KV load failed: {error}"
+            self._end(job)
+            job.events.put_nowait(None)
 
 
 def _ranked(token: int, top: int) -> dict[str, float]:
