@@ -196,10 +196,14 @@ PROBES = [
     ".sim",
     ".gateway",
     ".transfer.receiver",
+    ".adapters.vllm.standin",
     ".cli.main",
     ".cli.serve",
 ]
-PROBES += [f".runtime.launchers.{name}" for name in ("local", "cluster", "steward", "ray_words", "__main__")]
+PROBES += [
+    f".runtime.launchers.{name}"
+    for name in ("local", "cluster", "steward", "ray_words", "__main__", "attached", "vllm", "tether")
+]
 
 
 @pytest.mark.parametrize("name", [PACKAGE + probe for probe in PROBES])

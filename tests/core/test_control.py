@@ -512,6 +512,21 @@ class Anything(RuleBasedStateMachine):
             self.unknown[request_id] = self.unknown.get(request_id, 0) + untold
         self.world.lose(number, self.now)
 
+    @property
+    def returnable(self) -> list[int]:
+        """Requests at instances that are between two steps."""
+        idle = {number for number in self.serving if self.world.bodies[number].plan is None}
+        live = self.world.control.cluster.requests
+        return [number for number in sorted(self.world.live) if live[number].instance_id in idle]
+
+    @precondition(lambda self: self.returnable)
+    @rule(data=st.data(), was_refused=st.booleans())
+    def give_back(self, data: st.DataObject, was_refused: bool) -> None:
+        number = data.draw(st.sampled_from(self.returnable))
+        self.losses[number] = self.losses.get(number, 0) + (not was_refused)
+        self.unknown.pop(number, None)
+        self.world.give_back(number, self.now, was_refused=was_refused)
+
     @rule(seconds=st.sampled_from([0.01, 0.5, 5.0]))
     def wait(self, seconds: float) -> None:
         """Time passes; the driver sleeps until the wakeup that was asked for."""
