@@ -231,6 +231,15 @@ async def test_model_that_is_unloaded_while_it_serves_loses_the_instance(caplog:
         assert "does not serve demo any more" in caplog.text
 
 
+@live
+async def test_server_of_another_version_is_named_and_serves(caplog: pytest.LogCaptureFixture) -> None:
+    async with AttachedWorld([TRAITS, replace(TRAITS, version="0.31.0")]) as world:
+        await world.ready()
+        world.crowd(8, 5)
+        await world.settle()
+        assert f"{world.servers[1].url} is vLLM 0.31.0, others are {TRAITS.version}" in caplog.text
+
+
 async def _refusal(world: AttachedWorld, **spec: object) -> AttachError:
     with pytest.raises(AttachError) as caught:
         await AttachedLauncher.start(AttachSpec([Target(world.servers[0].url)], watch=QUICK, **spec))

@@ -19,7 +19,8 @@ import uvloop
 
 from adapters.fleets import BLACK_BOX
 from hyperflexis.adapters.contract import Adapter, Listener
-from hyperflexis.adapters.vllm.adapter import Complaints, Manner, VllmAdapter
+from hyperflexis.adapters.vllm.adapter import Manner, VllmAdapter
+from hyperflexis.adapters.vllm.attaching import Complaints
 from hyperflexis.adapters.vllm.endpoint import Endpoint, open_session
 from hyperflexis.adapters.vllm.probe import Expected
 

@@ -16,15 +16,16 @@ from typing import NamedTuple
 
 from hyperflexis.adapters.contract import Listener
 from hyperflexis.adapters.vllm.answer import End, Impossible, Reading, Refused, Unfinished, Whole
+from hyperflexis.adapters.vllm.attaching import Complaints, find
 from hyperflexis.adapters.vllm.completion import PREFILL_ONLY
 from hyperflexis.adapters.vllm.connection import Pool
-from hyperflexis.adapters.vllm.endpoint import Endpoint, UnreachableError
+from hyperflexis.adapters.vllm.endpoint import Endpoint
 from hyperflexis.adapters.vllm.gate import Gate
 from hyperflexis.adapters.vllm.learned import Learned
 from hyperflexis.adapters.vllm.metrics import Gauges
 from hyperflexis.adapters.vllm.moves import Moves
 from hyperflexis.adapters.vllm.pending import Pending
-from hyperflexis.adapters.vllm.probe import Behind, Expected, WrongServerError, probe
+from hyperflexis.adapters.vllm.probe import Behind, Expected
 from hyperflexis.adapters.vllm.rounds import NOTHING, Rounds
 from hyperflexis.adapters.vllm.running import Running
 from hyperflexis.adapters.vllm.watch import Watch, WatchRules
@@ -44,8 +45,6 @@ from hyperflexis.wire.messages import (
 
 log = logging.getLogger(__name__)
 
-ATTACH_PAUSE_S, ATTACH_PAUSE_MAX_S = 0.5, 5.0
-"""Between two tries to attach, the first and the longest."""
 GATHER_S = 0.001
 """Tokens of streams that go on wait so long for those of other streams: a step's tokens come one after the other."""
 GAUGES_LAG_S = 1.0
@@ -65,49 +64,6 @@ class Manner(NamedTuple):
     """Whether these servers were started with a connector that passes KV."""
     lease_s: float = 30.0
     """How long a server keeps the KV of a prompt for another one."""
-
-
-class Complaints:
-    """What keeps servers from being attached, by URL: told once each, and forgotten when it is mended."""
-
-    def __init__(self, *, is_patient: bool = False) -> None:
-        """`is_patient` says nothing of servers that do not answer: they are being started."""
-        self._is_patient = is_patient
-        self.wrong: dict[str, str] = {}
-        """What only a person can mend."""
-        self._told: dict[str, str] = {}
-        self.changed = asyncio.Event()
-
-    def tell(self, url: str, why: str, *, is_wrong: bool) -> None:
-        if self._told.get(url) != why:
-            self._told[url] = why
-            level = logging.ERROR if is_wrong else logging.DEBUG if self._is_patient else logging.WARNING
-            log.log(level, "%s", why)
-        if is_wrong:
-            self.wrong[url] = why
-        else:
-            self.wrong.pop(url, None)
-        self.changed.set()
-
-    def mended(self, url: str) -> None:
-        self._told.pop(url, None)
-        self.wrong.pop(url, None)
-        self.changed.set()
-
-
-async def find(endpoint: Endpoint, expected: Expected, complaints: Complaints) -> Behind:
-    """What stands behind a URL, as soon as it answers and is what it should be."""
-    pause_s = ATTACH_PAUSE_S
-    while True:
-        try:
-            behind = await probe(endpoint, expected)
-        except (UnreachableError, WrongServerError, ValueError) as error:
-            complaints.tell(endpoint.url, str(error), is_wrong=isinstance(error, WrongServerError))
-        else:
-            complaints.mended(endpoint.url)
-            return behind
-        await asyncio.sleep(pause_s)
-        pause_s = min(ATTACH_PAUSE_MAX_S, 2 * pause_s)
 
 
 class VllmAdapter:

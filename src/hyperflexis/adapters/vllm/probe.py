@@ -47,6 +47,8 @@ class Expected(NamedTuple):
     """The same; None assumes that what the model's longest text needs is there, for as many as a few."""
     kv_token_bytes: int = 0
     """0 where nothing is known."""
+    version: str = ""
+    """Of the others, where it is known; another one is told, and no reason to stay out."""
     context_tokens_min: int = 0
     """A server that takes only shorter texts does not belong to the others."""
 
@@ -100,6 +102,10 @@ async def probe(endpoint: Endpoint, expected: Expected) -> Behind:
     lacks: list[str] = []
     model = await _model(endpoint, expected)
     version = await _version(endpoint, lacks)
+    if expected.version and version and version != expected.version:
+        log.warning(
+            "%s is vLLM %s, others are %s; KV does not pass between them", endpoint.url, version, expected.version
+        )
     context_tokens = model.max_model_len or _CONTEXT_TOKENS
     if model.max_model_len is None:
         lacks.append(f"it does not tell the longest text; {context_tokens} tokens are assumed")

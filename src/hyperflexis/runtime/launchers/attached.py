@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from hyperflexis.adapters.contract import Adapter, Listener
-from hyperflexis.adapters.vllm.adapter import Complaints, Manner, VllmAdapter, find
+from hyperflexis.adapters.vllm.adapter import Manner, VllmAdapter
+from hyperflexis.adapters.vllm.attaching import Complaints, find
 from hyperflexis.adapters.vllm.endpoint import Endpoint, open_session
 from hyperflexis.adapters.vllm.probe import Behind, Expected, TokenProbe
 from hyperflexis.adapters.vllm.watch import WatchRules
@@ -176,7 +177,9 @@ class AttachedLauncher:
 
     def _expected(self, target: Target) -> Expected:
         return self._known(target)._replace(
-            model=target.model or self.first.model, context_tokens_min=self.context_tokens_max
+            model=target.model or self.first.model,
+            version=self.first.version,
+            context_tokens_min=self.context_tokens_max,
         )
 
     def _endpoint(self, target: Target) -> Endpoint:

@@ -22,7 +22,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hyperflexis.adapters.contract import Adapter, Listener
-from hyperflexis.adapters.vllm.adapter import Complaints, VllmAdapter
+from hyperflexis.adapters.vllm.adapter import VllmAdapter
+from hyperflexis.adapters.vllm.attaching import Complaints
 from hyperflexis.core.instance import Role
 from hyperflexis.runtime.launchers.attached import AttachedLauncher, AttachError, AttachSpec, Target
 
