@@ -196,7 +196,7 @@ PROBES = [
     ".sim",
     ".gateway",
     ".transfer.receiver",
-    ".adapters.vllm.standin",
+    ".adapters.vllm.standin.server",
     ".cli.main",
     ".cli.serve",
 ]

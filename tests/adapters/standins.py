@@ -16,7 +16,8 @@ from hyperflexis.adapters.vllm.adapter import Manner, VllmAdapter
 from hyperflexis.adapters.vllm.attaching import Complaints
 from hyperflexis.adapters.vllm.endpoint import Endpoint, open_session
 from hyperflexis.adapters.vllm.probe import Expected
-from hyperflexis.adapters.vllm.standin import StandIn, Traits
+from hyperflexis.adapters.vllm.standin.engine import Traits
+from hyperflexis.adapters.vllm.standin.server import StandIn
 from hyperflexis.adapters.vllm.watch import WatchRules
 
 TRAITS = Traits(step_s=0.002)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from e2e.conftest import Serving
-from hyperflexis.adapters.vllm.standin import hash_of, next_token
+from hyperflexis.adapters.vllm.standin.engine import hash_of, next_token
 from hyperflexis.gateway.tokenizer import TextCodec
 from hyperflexis.runtime.checkpoint import demo_directory
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import uvloop
 
-from hyperflexis.adapters.vllm.standin import StandIn, Traits, hash_of, next_token
+from hyperflexis.adapters.vllm.standin.engine import Traits, hash_of, next_token
+from hyperflexis.adapters.vllm.standin.server import StandIn
 from hyperflexis.adapters.vllm.watch import WatchRules
 from hyperflexis.core.control import Policy
 from hyperflexis.core.fleet import FleetBounds

@@ -75,7 +75,7 @@ async def test_restart_that_broke_nothing_is_noticed(caplog: pytest.LogCaptureFi
     """With nothing running there, the metrics are all that tells."""
     async with AttachedWorld(1) as world:
         await world.ready()
-        world.servers[0]._started_s += 5.0
+        world.servers[0].engine.started_s += 5.0
         while "it was restarted behind" not in caplog.text:  # noqa: ASYNC110 logs tell nobody
             await asyncio.sleep(0.01)
         world.submit()

@@ -13,7 +13,7 @@ from dataclasses import replace
 import pytest
 
 from helpers import soak
-from hyperflexis.adapters.vllm.standin import StandIn
+from hyperflexis.adapters.vllm.standin.server import StandIn
 from hyperflexis.core.instance import Role
 from hyperflexis.policies import create
 from runtime.attached_world import TRAITS, AttachedWorld, live

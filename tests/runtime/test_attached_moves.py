@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hyperflexis.adapters.vllm.standin import Traits
+from hyperflexis.adapters.vllm.standin.engine import Traits
 from hyperflexis.core.instance import Role
 from hyperflexis.policies import create
 from runtime.attached_world import TRAITS, AttachedWorld, live
@@ -122,7 +122,7 @@ async def test_decoding_server_that_dies_costs_no_answer() -> None:
 async def test_kv_that_cannot_be_fetched_is_computed_anew(caplog: pytest.LogCaptureFixture) -> None:
     async with world_of([P, D]) as world:
         await world.ready()
-        world.servers[0]._kept = _Forgetful()
+        world.servers[0].engine.kept = _Forgetful()
         world.crowd(3, 20)
         await world.settle()
         assert "as its KV could not be fetched: the server failed: remote KV load failed" in caplog.text

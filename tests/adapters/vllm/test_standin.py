@@ -11,7 +11,8 @@ from typing import Any
 import aiohttp
 import uvloop
 
-from hyperflexis.adapters.vllm.standin import StandIn, Traits
+from hyperflexis.adapters.vllm.standin.engine import Traits
+from hyperflexis.adapters.vllm.standin.server import StandIn
 
 
 @asynccontextmanager
@@ -71,7 +72,7 @@ def test_abort_takes_ids_with_prefix_and_index_and_minds_no_others() -> None:
             headers = {"X-Request-Id": "x"}
             url = f"{server.url}/v1/completions"
             asking = asyncio.ensure_future(session.post(url, json=body(max_tokens=1000), headers=headers))
-            while not server._running:  # noqa: ASYNC110 its steps tell nobody
+            while not server.engine.running:  # noqa: ASYNC110 its steps tell nobody
                 await asyncio.sleep(0.002)
             for names in (["x"], ["nobody"], ["cmpl-x-0"]):
                 async with session.post(f"{server.url}/abort_requests", json={"request_ids": names}) as answer:
@@ -105,7 +106,7 @@ def test_lower_priority_goes_first_among_those_that_wait() -> None:
                 order.append(priority)
 
             first = asyncio.ensure_future(one(0))
-            while not server._running:  # noqa: ASYNC110
+            while not server.engine.running:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
             await asyncio.gather(first, one(5), one(-5), one(1))
             assert order == [0, -5, 1, 5]
@@ -138,7 +139,7 @@ def test_gauges_move_only_with_steps() -> None:
             asking = asyncio.ensure_future(asked(session, server))
             server.faults.hang = False
             server.traits.step_s = 0.2
-            while not server._waiting:  # noqa: ASYNC110
+            while not server.engine.waiting:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
             async with session.get(f"{server.url}/metrics") as answer:
                 assert 'vllm:num_requests_waiting{engine="0",model_name="demo"} 0.0' in await answer.text()

@@ -1,117 +1,18 @@
-"""A server that answers like `vllm serve` and computes nothing, to try things with where there is no vLLM.
-
-    python -m hyperflexis.adapters.vllm.standin MODEL_DIRECTORY --port 8000
-
-What it copies was executed against vLLM 0.32, oddities included: an overload is HTTP 503, or within a stream HTTP 200
-and an error event; ids of requests are "cmpl-<X-Request-Id>-0" and unknown ones are aborted with 200; gauges move only
-when a step's output is handled; the KV that is kept for another server is given away after its lease too, but holds
-something else then. Tokens are a hash of all tokens before them (and, if sampled, of the seed and of their number), in
-the vocabulary of the model whose directory is given. Faults can be switched on by the test that owns the server, or by
-`POST /standin/fault {"hang": true}`.
-"""
+"""The face of a stand-in: vLLM's routes, its answers and its refusals, and faults that can be switched on."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import contextlib
-import heapq
-import itertools
 import json
-import time
 import uuid
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import msgspec
-import uvloop
 from aiohttp import web
 from tokenizers import Tokenizer
 
-VERSION = "0.32.0+standin"
-FIRST_TOKEN_ID = 9
-"""Those below it are special ones of the demo model."""
-
-
-@dataclass(slots=True)
-class Traits:
-    """What the server is like."""
-
-    model: str = "demo"
-    root: str = ""
-    version: str = VERSION
-    vocabulary: int = 3072
-    context_tokens_max: int = 2048
-    block_tokens: int = 16
-    blocks: int = 4096
-    seqs_max: int = 64
-    step_s: float = 0.005
-    prefill_tokens_max: int = 2048
-    queued_max: int | None = None
-    """As --max-num-queued-reqs."""
-    has_connector: bool = False
-    """As --kv-transfer-config with the NixlConnector."""
-    lease_s: float = 30.0
-    api_key: str = ""
-
-
-@dataclass(slots=True)
-class Faults:
-    """What is wrong with it now."""
-
-    hang: bool = False
-    """Neither steps nor answers, and closes nothing."""
-    unhealthy: bool = False
-    no_metrics: bool = False
-    refuse: bool = False
-    """Every request is one too many."""
-    cut: bool = False
-    """The next event of every stream is its last, without an end."""
-    done_without_reason: bool = False
-    """The next event of every stream is [DONE]."""
-    abort: bool = False
-    """The next token of every stream ends it with "abort"."""
-    wrong_first_token: bool = False
-    """Of requests whose KV came from elsewhere."""
-
-
-@dataclass(slots=True)
-class Job:
-    """One request."""
-
-    id: str
-    prompt: list[int]
-    body: dict[str, Any]
-    priority: int
-    context_hash: int = 0
-    output: list[int] = field(default_factory=list)
-    computed: int = 0
-    """Of the prompt."""
-    events: asyncio.Queue[tuple[int, str | None] | None] = field(default_factory=asyncio.Queue)
-    """(token, reason to end with it); None: it is cut off."""
-    params: dict[str, Any] | None = None
-    """Of KV that is to be fetched, once it is its turn."""
-    fetching: asyncio.Task[None] | None = None
-    error: str = ""
-
-    @property
-    def max_tokens(self) -> int:
-        return int(self.body["max_tokens"])
-
-
-def hash_of(tokens: list[int], start: int = 1) -> int:
-    """Of a text; goes on from that of the text before."""
-    value = start
-    for token in tokens:
-        value = (value * 1_000_003 + token + 1) % 2_305_843_009_213_693_951
-    return value
-
-
-def next_token(context_hash: int, vocabulary: int, salt: int = 0) -> int:
-    """What follows a text with this hash."""
-    return FIRST_TOKEN_ID + (context_hash * 31 + salt) % 1_000_000_007 % (vocabulary - FIRST_TOKEN_ID)
+from hyperflexis.adapters.vllm.standin.engine import Engine, Faults, Job, Traits, hash_of
 
 
 class StandIn:
@@ -129,20 +30,9 @@ class StandIn:
         if self._tokenizer is not None:
             self._tokenizer.no_padding()
         self.traits.root = self.traits.root or str(model or self.traits.model)
-        self._started_s = time.time()
-        self._waiting: list[tuple[int, int, Job]] = []
-        self._running: dict[str, Job] = {}
-        self._arrivals = itertools.count()
-        self._kept: dict[str, tuple[list[int], float]] = {}
-        """Request → its tokens, and until when they are kept for another server."""
-        self._known_prefixes: set[int] = set()
-        self._engine_id = str(uuid.uuid4())
-        self._tokens = 0
-        self._told = (0, 0, 0.0)
-        """Gauges as of the last step."""
+        self.engine = Engine(self.traits, self.faults)
         self._runner: web.AppRunner | None = None
         self._stepper: asyncio.Task[None] | None = None
-        self._wake = asyncio.Event()
         self.port = 0
 
     @property
@@ -152,7 +42,7 @@ class StandIn:
     @property
     def live(self) -> int:
         """Requests that it has."""
-        return len(self._waiting) + len(self._running)
+        return len(self.engine.waiting) + len(self.engine.running)
 
     async def start(self, port: int = 0, host: str = "127.0.0.1") -> int:
         """Listen; returns the port."""
@@ -176,7 +66,7 @@ class StandIn:
         await self._runner.setup()
         await web.TCPSite(self._runner, host, port or self.port).start()
         self.port = self._runner.addresses[0][1]
-        self._stepper = asyncio.get_running_loop().create_task(self._step_for_ever())
+        self._stepper = asyncio.get_running_loop().create_task(self.engine.run())
         return self.port
 
     async def stop(self) -> None:
@@ -191,79 +81,14 @@ class StandIn:
             if connection.transport is not None:
                 connection.transport.abort()
         await runner.cleanup()
-        self._waiting.clear()
-        self._running.clear()
 
     async def restart(self) -> None:
         """Die, and be another process on the same port, that knows nothing of before."""
         await self.stop()
-        self._started_s = time.time() + 1.0
-        self._tokens, self._told = 0, (0, 0, 0.0)
-        self._kept.clear()
+        self.engine.forget_all()
         await self.start()
 
     # -- steps
-
-    async def _step_for_ever(self) -> None:
-        due_s = time.monotonic()
-        while True:
-            if not self._waiting and not self._running:
-                self._wake.clear()
-                await self._wake.wait()
-                due_s = time.monotonic()
-            due_s = max(due_s + self.traits.step_s, time.monotonic())
-            await asyncio.sleep(due_s - time.monotonic())
-            if not self.faults.hang:
-                self._step()
-
-    def _step(self) -> None:
-        traits = self.traits
-        while self._waiting and len(self._running) < traits.seqs_max:
-            _, _, job = heapq.heappop(self._waiting)
-            self._running[job.id] = job
-            if job.params is not None:
-                job.fetching = asyncio.get_running_loop().create_task(self._take_kv(job))
-        budget = traits.prefill_tokens_max
-        for job in list(self._running.values()):
-            if job.fetching is not None and not job.fetching.done():
-                continue
-            left = len(job.prompt) - job.computed
-            chunk = min(left, budget)
-            budget -= chunk
-            job.computed += chunk
-            self._tokens += chunk
-            if job.computed == len(job.prompt):
-                self._emit(job)
-        held = sum(-(-(len(job.prompt) + len(job.output)) // traits.block_tokens) for job in self._running.values())
-        self._told = (len(self._running), len(self._waiting), held / traits.blocks)
-
-    def _emit(self, job: Job) -> None:
-        if self.faults.cut or self.faults.done_without_reason:
-            self._end(job)
-            job.events.put_nowait(None)
-            return
-        sampled = float(job.body.get("temperature", 1.0)) > 0
-        salt = hash_of([int(job.body.get("seed") or 0) & 0xFFFF, len(job.output)]) if sampled else 0
-        token = next_token(job.context_hash, self.traits.vocabulary, salt)
-        if self.faults.wrong_first_token and job.params is not None and not job.output:
-            token = FIRST_TOKEN_ID + (token + 1) % 100
-        job.output.append(token)
-        job.context_hash = hash_of([token], job.context_hash)
-        self._tokens += 1
-        reason = "length" if len(job.output) >= job.max_tokens else None
-        is_stop = token in job.body.get("stop_token_ids", ()) or (token == 0 and not job.body.get("ignore_eos"))
-        if is_stop and len(job.output) > job.body.get("min_tokens", 0):
-            reason = "stop"
-        if self.faults.abort:
-            reason = "abort"
-        if reason is not None:
-            self._end(job)
-        job.events.put_nowait((token, reason))
-
-    def _end(self, job: Job) -> None:
-        self._running.pop(job.id, None)
-        self._waiting = [each for each in self._waiting if each[2] is not job]
-        heapq.heapify(self._waiting)
 
     # -- HTTP
 
@@ -296,9 +121,9 @@ class StandIn:
 
     async def _abort_requests(self, request: web.Request) -> web.Response:
         for name in (await request.json()).get("request_ids", ()):
-            job = self._running.get(name)
+            job = self.engine.running.get(name)
             if job is not None:
-                self._end(job)
+                self.engine.end(job)
                 job.events.put_nowait((0, "abort"))
         return web.Response()
 
@@ -311,15 +136,15 @@ class StandIn:
         if self.faults.no_metrics:
             return web.Response(status=500)
         traits, labels = self.traits, f'{{engine="0",model_name="{self.traits.model}"}}'
-        running, waiting, used = self._told
+        running, waiting, used = self.engine.told
         lines = [
-            f"process_start_time_seconds {self._started_s:.2f}",
+            f"process_start_time_seconds {self.engine.started_s:.2f}",
             f'vllm:cache_config_info{{block_size="{traits.block_tokens}",cache_dtype="auto",'
             f'enable_prefix_caching="True",num_gpu_blocks="{traits.blocks}"}} 1.0',
             f"vllm:num_requests_running{labels} {running:.1f}",
             f"vllm:num_requests_waiting{labels} {waiting:.1f}",
             f"vllm:kv_cache_usage_perc{labels} {used}",
-            f"vllm:generation_tokens_total{labels} {self._tokens:.1f}",
+            f"vllm:generation_tokens_total{labels} {self.engine.tokens:.1f}",
         ]
         return web.Response(text="\n".join(lines) + "\n")
 
@@ -336,7 +161,7 @@ class StandIn:
         if refusal := self._refusal(body):
             return _error(*refusal)
         traits = self.traits
-        is_full = traits.queued_max is not None and len(self._waiting) >= traits.queued_max
+        is_full = traits.queued_max is not None and len(self.engine.waiting) >= traits.queued_max
         if self.faults.refuse or is_full:
             return await self._overloaded(request, body)
         name = request.headers.get("X-Request-Id") or uuid.uuid4().hex
@@ -345,14 +170,13 @@ class StandIn:
         job = Job(f"cmpl-{name}-0", body["prompt"], body, priority, hash_of(body["prompt"]))
         job.params = params if params.get("do_remote_prefill") else None
         try:
-            heapq.heappush(self._waiting, (job.priority, next(self._arrivals), job))
-            self._wake.set()
+            self.engine.add(job)
             return await (self._stream(request, job) if body.get("stream") else self._whole(request, job))
         except (asyncio.CancelledError, ConnectionError):
             self.aborted.append(job.id)
             raise
         finally:
-            self._end(job)
+            self.engine.end(job)
 
     def _refusal(self, body: dict[str, Any]) -> tuple[str, int] | None:
         traits, prompt = self.traits, body["prompt"]
@@ -423,7 +247,7 @@ class StandIn:
             ]
         answer = self._answer(job, choice)
         if (job.body.get("kv_transfer_params") or {}).get("do_remote_decode") and self.traits.has_connector:
-            answer["kv_transfer_params"] = self._keep_kv(job)
+            answer["kv_transfer_params"] = self.engine.keep_kv(job, self.port)
         return _json(answer)
 
     def _choice(self, job: Job, tokens: list[int], reason: str | None) -> dict[str, Any]:
@@ -444,44 +268,9 @@ class StandIn:
         name = job.id.removesuffix("-0")
         return {"id": name, "object": "text_completion", "created": 0, "model": self.traits.model, "choices": [choice]}
 
-    # -- KV between servers
-
-    def _keep_kv(self, job: Job) -> dict[str, Any]:
-        self._kept[job.id] = (job.prompt, time.monotonic() + self.traits.lease_s)
-        return {
-            "do_remote_prefill": True,
-            "do_remote_decode": False,
-            "remote_block_ids": [list(range(-(-len(job.prompt) // self.traits.block_tokens)))],
-            "remote_engine_id": self._engine_id,
-            "remote_request_id": job.id,
-            "remote_host": "127.0.0.1",
-            "remote_port": self.port,
-            "tp_size": 1,
-            "remote_num_tokens": len(job.prompt),
-            "remote_blocks_expiry_time": None,
-        }
-
     async def _give_kv(self, request: web.Request) -> web.Response:
-        """What the other server reads: after the lease, what was put into those blocks since."""
-        kept = self._kept.pop(request.match_info["id"], None)
-        if kept is None:
-            return web.Response(status=404)
-        tokens, until_s = kept
-        return _json(tokens if time.monotonic() < until_s else tokens[::-1])
-
-    async def _take_kv(self, job: Job) -> None:
-        """Fetch the KV of its prompt, and decode on from that, whatever it is."""
-        params = job.params or {}
-        where = f"http://{params['remote_host']}:{params['remote_port']}/standin/kv/{params['remote_request_id']}"
-        try:
-            async with aiohttp.ClientSession() as session, session.get(where) as answer:
-                answer.raise_for_status()
-                job.context_hash = hash_of(await answer.json())
-                job.computed = len(job.prompt)
-        except (aiohttp.ClientError, OSError) as error:
-            job.error = f"remote KV load failed: {error}"
-            self._end(job)
-            job.events.put_nowait(None)
+        tokens = self.engine.give_kv(request.match_info["id"])
+        return web.Response(status=404) if tokens is None else _json(tokens)
 
 
 def _ranked(token: int, top: int) -> dict[str, float]:
@@ -495,49 +284,3 @@ def _json(value: Any, status: int = 200) -> web.Response:
 
 def _error(message: str, status: int) -> web.Response:
     return _json({"error": {"message": message, "type": "Error", "param": None, "code": status}}, status)
-
-
-async def _serve(options: argparse.Namespace) -> None:
-    config = json.loads((options.model / "config.json").read_text(encoding="utf-8"))
-    traits = Traits(
-        model=options.served_model_name or options.model.name,
-        root=str(options.model),
-        vocabulary=config["vocab_size"],
-        context_tokens_max=options.max_model_len or config.get("max_position_embeddings", 2048),
-        step_s=options.step_ms / 1000,
-        has_connector=options.kv_transfer_config is not None,
-        seqs_max=options.max_num_seqs,
-        queued_max=options.max_num_queued_reqs,
-        api_key=options.api_key,
-    )
-    server = StandIn(options.model, traits)
-    await server.start(options.port, options.host)
-    await asyncio.to_thread(_announce, f"{traits.model} at http://{options.host}:{server.port}\n")
-    await asyncio.Event().wait()
-
-
-def _announce(message: str) -> None:
-    with open(1, "w", encoding="utf-8", closefd=False) as stdout:
-        stdout.write(message)
-
-
-def main() -> None:
-    """Serve until stopped. Flags are vLLM's; those that mean nothing here are ignored."""
-    words = argparse.ArgumentParser(description="A server that answers like vLLM and computes nothing.")
-    words.add_argument("model", type=Path, help="directory of a model, for its tokenizer")
-    words.add_argument("--host", default="127.0.0.1")
-    words.add_argument("--port", type=int, default=8000)
-    words.add_argument("--served-model-name")
-    words.add_argument("--max-model-len", type=int)
-    words.add_argument("--max-num-seqs", type=int, default=256)
-    words.add_argument("--max-num-queued-reqs", type=int)
-    words.add_argument("--api-key", default="")
-    words.add_argument("--kv-transfer-config", help="keep KV for others")
-    words.add_argument("--step-ms", type=float, default=10.0, help="what a step takes")
-    options, _ = words.parse_known_args()
-    with contextlib.suppress(KeyboardInterrupt):
-        uvloop.run(_serve(options))
-
-
-if __name__ == "__main__":
-    main()
