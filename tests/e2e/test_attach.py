@@ -19,6 +19,9 @@ from hyperflexis.runtime.checkpoint import demo_directory
 
 pytestmark = pytest.mark.slow
 
+TOKENS = 600
+"""Long enough that a server dies in the middle of its answers, whatever else this machine does."""
+
 
 class Standing:
     """A stand-in's process."""
@@ -68,16 +71,15 @@ def test_answers_are_the_servers_whoever_of_them_dies(servers: list[Standing]) -
         url = serving.wait_ready()
         prompts = [[50 + number, 60, 70] for number in range(16)]
         with ThreadPoolExecutor(16) as threads:
-            asked = [threads.submit(ask, url, prompt, 200) for prompt in prompts]
+            asked = [threads.submit(ask, url, prompt, TOKENS) for prompt in prompts]
             ask(url, [99, 98], 20)
             servers[0].kill()
             answers = [each.result() for each in asked]
         codec = TextCodec.load(demo_directory())
         for prompt, answer in zip(prompts, answers, strict=True):
             (choice,) = answer["choices"]
-            assert (choice["finish_reason"], answer["usage"]["completion_tokens"]) == ("length", 200)
-            assert choice["text"] == codec.decode(expected(prompt, 200))
-        assert {answer["hyperflexis"]["instance"] for answer in answers} == {"i1"}
+            assert (choice["finish_reason"], answer["usage"]["completion_tokens"]) == ("length", TOKENS)
+            assert choice["text"] == codec.decode(expected(prompt, TOKENS))
     finally:
         assert serving.stop() == 0
 
