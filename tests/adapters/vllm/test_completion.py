@@ -103,8 +103,10 @@ def event(**choice: Any) -> bytes:
     return b"data: " + json.dumps({"id": "cmpl-x", "choices": [{"index": 0, "text": "a", **choice}]}).encode() + b"\n\n"
 
 
-def test_events_are_found_wherever_the_stream_is_cut() -> None:
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n"])
+def test_events_are_found_wherever_the_stream_is_cut(line_end: bytes) -> None:
     stream = event(token_ids=[5]) + event(token_ids=[6, 7], finish_reason="length") + b"data: [DONE]\n\n"
+    stream = stream.replace(b"\n", line_end)
     for cut in range(len(stream)):
         events = Events()
         found = [*events.take(stream[:cut]), *events.take(stream[cut:])]

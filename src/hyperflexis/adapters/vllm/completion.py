@@ -167,6 +167,8 @@ class Events:
         """
         if self._rest:
             data = self._rest + data
+        if b"\r" in data:  # The other line end that events may have; within JSON it is always escaped.
+            data = data.replace(b"\r\n", b"\n")
         *events, self._rest = data.split(b"\n\n")
         for event in events:
             _, mark, content = event.partition(b"data: ")
