@@ -18,6 +18,8 @@ from hyperflexis.core.control import DISPATCHES_MAX, ControlPlane, Policy
 from hyperflexis.core.dispatch import SloDispatcher
 from hyperflexis.core.events import (
     Event,
+    FleetChanged,
+    InstanceDrained,
     InstanceLost,
     InstanceReady,
     InstanceReported,
@@ -418,6 +420,26 @@ def test_return_of_what_is_elsewhere_or_nowhere_is_ignored() -> None:
     plane = running(2)
     ((_, at),) = dispatched_to(feed(plane, arrival(1)))
     assert feed(plane, RequestReturned(1 - at, 1, 0), RequestReturned(at, 7, 0)) == []
+
+
+# Fleets that become others.
+
+
+def test_larger_fleet_is_launched_and_a_smaller_one_is_drained_to() -> None:
+    plane = running(2)
+    assert summary(feed(plane, FleetChanged(FleetBounds.fixed(3)))) == [("Launch", 2, Why.FLEET_SHORT)]
+    feed(plane, ready(2))
+    assert feed(plane, FleetChanged(FleetBounds.fixed(2))) == []
+    commands = feed(plane, InstanceDrained(1))
+    assert [type(each).__name__ for each in commands] == ["Stop"]
+    assert sorted(plane.cluster.instances) == [0, 2]
+
+
+def test_fleet_that_had_been_given_up_is_tried_again_when_it_changes() -> None:
+    plane = control(1, launch_attempts_max=1)
+    feed(plane, Wakeup(), InstanceLost(0))
+    assert not plane.sizing.is_startable()
+    assert summary(feed(plane, FleetChanged(FleetBounds.fixed(1)), now=60.0)) == [("Launch", 1, Why.FLEET_SHORT)]
 
 
 class Anything(RuleBasedStateMachine):

@@ -31,6 +31,7 @@ from hyperflexis.core.dispatch import Dispatcher, Placement
 from hyperflexis.core.events import (
     Arrival,
     Event,
+    FleetChanged,
     InstanceDrained,
     InstanceLost,
     InstanceReady,
@@ -116,6 +117,7 @@ class ControlPlane:
             RequestReturned: self._on_returned,
             InstanceReady: self._on_ready,
             InstanceReported: self._on_reported,
+            FleetChanged: self._on_fleet_changed,
             InstanceDrained: self._on_drained,
             InstanceLost: self._on_lost,
             TransferFailed: self._on_transfer_failed,
@@ -546,6 +548,12 @@ class ControlPlane:
 
     def _perform(self, moves: Sequence[Move], now: float) -> list[Command]:
         return [self.migrations.begin(request, target, reason, now) for request, target, reason in moves]
+
+    def _on_fleet_changed(self, event: FleetChanged, now: float) -> list[Command]:
+        """Start what is missing now. What is too much is drained by whoever said so, who knows which that is."""
+        self.sizing.change(event.fleet, now)
+        self._is_elastic = self.policy.scaler is not None and event.fleet.is_elastic
+        return self._start_missing(now)
 
     def _on_drained(self, event: InstanceDrained, now: float) -> list[Command]:
         """Take an instance out of service for good; another takes its place if the fleet is short."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from hyperflexis.core.fleet import FleetBounds
 from hyperflexis.core.instance import Capacity
 from hyperflexis.core.latency import LatencyModel, StepShape
 from hyperflexis.core.slo import Slo
@@ -95,6 +96,12 @@ class InstanceReported(NamedTuple):
     """Which of the rules that were assigned are in force."""
 
 
+class FleetChanged(NamedTuple):
+    """There are to be other numbers of instances than before."""
+
+    fleet: FleetBounds
+
+
 class InstanceDrained(NamedTuple):
     """An instance is to take no new work, give away what it has, and end."""
 
@@ -144,6 +151,7 @@ Event = (
     | RequestReturned
     | InstanceReady
     | InstanceReported
+    | FleetChanged
     | InstanceDrained
     | InstanceLost
     | TransferFailed
