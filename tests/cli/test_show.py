@@ -117,6 +117,7 @@ def test_comments_are_aligned_and_name_the_source(tmp_path: Path) -> None:
         "  health_ms: 1000           # default",
         "  metrics_ms: 100           # default",
         "  silence_timeout_s: 10     # default",
+        "  changes_over_http: false  # default",
         "  command: vllm serve       # default",
         "  args: ''                  # default",
         "  gpus_per_instance: 1      # default",

@@ -9,9 +9,11 @@ from dataclasses import replace
 import pytest
 
 from hyperflexis.adapters.vllm.probe import TokenProbe
+from hyperflexis.adapters.vllm.standin.server import StandIn
+from hyperflexis.cli.attached import AttachedFleet
 from hyperflexis.runtime.launchers.attached import AttachedLauncher, AttachError, AttachSpec, Target
 from hyperflexis.wire.messages import Sampling
-from runtime.attached_world import QUICK, TRAITS, AttachedWorld, live
+from runtime.attached_world import DEMO_MODEL, QUICK, TRAITS, AttachedWorld, live
 
 
 @live
@@ -191,6 +193,64 @@ async def test_what_vllm_will_never_compute_fails_with_its_words() -> None:
         end = await client.ended()
         assert end.reason == "failed"
         assert end.message == f"vLLM at {world.servers[0].url} refuses it: Requested sample logprobs of more than 20"
+
+
+# Servers that come and go by request.
+
+
+@live
+async def test_servers_are_attached_and_detached_while_others_serve() -> None:
+    async with AttachedWorld() as world:
+        await world.ready()
+        fleet = AttachedFleet(world.driver, world.launcher, moves_requests=False)
+        third = StandIn(DEMO_MODEL, replace(TRAITS))
+        await third.start()
+        world.servers.append(third)
+        fleet.attach(f"{third.url}/v1/", "mixed")
+        await world.ready(3)
+        clients = world.crowd(9, 60)
+        await clients[0].heard(3)
+        assert third.requests
+        assert fleet.detach("i0")
+        await world.settle()
+        await world.driver.wait_until(lambda: len(world.driver.instances()) == 2)
+        assert sorted(status.name for status in world.driver.instances()) == ["i1", "i2"]
+        asked = len(world.servers[0].requests)
+        world.crowd(6, 5)
+        await world.settle()
+        assert len(world.servers[0].requests) == asked, "a server that was detached is asked again"
+        assert fleet.detach("i1")
+        assert not fleet.detach("i1")
+        with pytest.raises(ValueError, match="it is the last one"):
+            fleet.detach("i2")
+
+
+@live
+async def test_server_that_never_answered_is_detached_too() -> None:
+    async with AttachedWorld(1) as world:
+        await world.ready()
+        fleet = AttachedFleet(world.driver, world.launcher, moves_requests=False)
+        fleet.attach("http://127.0.0.1:9", "mixed")
+        assert fleet.detach("i1")
+        assert [status.name for status in world.driver.instances()] == ["i0"]
+        world.submit()
+        await world.settle()
+
+
+@live
+async def test_what_cannot_be_attached_is_said() -> None:
+    async with AttachedWorld(1) as world:
+        await world.ready()
+        fleet = AttachedFleet(world.driver, world.launcher, moves_requests=False)
+        for url, role, said in (
+            (world.servers[0].url, "mixed", "is attached already"),
+            ("10.0.0.1", "mixed", "should be the address of a server"),
+            ("http://a", "cook", "its role should be one of prefill, decode, mixed"),
+            ("http://a", "decode", "the servers here have no roles"),
+        ):
+            with pytest.raises(ValueError, match=said):
+                fleet.attach(url, role)
+        assert not fleet.detach("nobody")
 
 
 # Who stands behind a URL.

@@ -9,14 +9,16 @@ from typing import Any
 
 from hyperflexis.adapters.vllm.probe import TokenProbe
 from hyperflexis.adapters.vllm.watch import WatchRules
-from hyperflexis.cli.deployment import Deployment
+from hyperflexis.cli.deployment import ATTEMPTS_MAX, Deployment, server_url
 from hyperflexis.cli.errors import OperatorError
-from hyperflexis.cli.fleets import in_order
+from hyperflexis.cli.fleets import in_order, lonely
 from hyperflexis.cli.profile_file import WireSample
+from hyperflexis.core.fleet import FleetBounds
 from hyperflexis.core.instance import Role
 from hyperflexis.core.latency import StepShape
 from hyperflexis.gateway.tokenizer import TextCodec
-from hyperflexis.runtime.launchers.attached import AttachSpec, Target
+from hyperflexis.runtime.driver import Driver
+from hyperflexis.runtime.launchers.attached import AttachedLauncher, AttachSpec, Target
 from hyperflexis.runtime.launchers.vllm import ServeSpec
 
 PROBE_TEXT = "def walk(tree):\n    return [Größe, naïve, 3.14159, 東京] # Hello, world!\n"
@@ -65,6 +67,54 @@ def roles_of(deployment: Deployment) -> list[Role]:
     if deployment.is_elastic:
         return [Role.MIXED] * max(1, deployment.instances_min)
     return list(in_order(deployment.prefills, deployment.mixed, deployment.decodes))
+
+
+class AttachedFleet:
+    """Attaches and detaches servers while others serve."""
+
+    def __init__(self, driver: Driver, launcher: AttachedLauncher, *, moves_requests: bool) -> None:
+        """`moves_requests` says whether the policy lets instances have roles."""
+        self._driver = driver
+        self._launcher = launcher
+        self._moves_requests = moves_requests
+
+    def attach(self, url: str, role: str) -> None:
+        """Have one more.
+
+        Raises:
+            ValueError: it is no address, is attached already, or cannot have that role.
+        """
+        if role not in (each.value for each in Role):
+            raise ValueError(f"its role should be one of {', '.join(each.value for each in Role)}")
+        if role != Role.MIXED.value and not self._moves_requests:
+            raise ValueError("the servers here have no roles; give some of them one at the start")
+        self._launcher.add(Target(server_url(url), Role(role)))
+        self._change()
+
+    def detach(self, name: str) -> bool:
+        """Have one less; what it has goes on elsewhere.
+
+        Raises:
+            ValueError: it is the last one, or the last one of what is needed.
+        """
+        number = name.removeprefix("i")
+        adapter = self._driver.adapter(int(number)) if number.isdecimal() else None
+        if adapter is None:
+            return False
+        left = self._launcher.without(adapter)
+        roles = [target.role for target in left]
+        if not left:
+            raise ValueError("it is the last one")
+        if lacks := lonely(*(roles.count(role) for role in (Role.PREFILL, Role.MIXED, Role.DECODE))):
+            raise ValueError(f"it would leave {lacks}")
+        self._launcher.keep(left)
+        self._change()
+        self._driver.remove(int(number))
+        return True
+
+    def _change(self) -> None:
+        roles = [target.role for target in self._launcher.targets]
+        self._driver.change_fleet(FleetBounds.fixed(len(roles), roles, launch_attempts_max=ATTEMPTS_MAX))
 
 
 def kv_token_bytes(directory: Path) -> int:

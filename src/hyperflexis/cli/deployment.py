@@ -63,7 +63,12 @@ class EngineSection(Section):
     """File that `hyperflexis profile` wrote, to start instances from; null lets the first one measure itself."""
 
 
-def _url(text: str) -> str:
+def server_url(text: str) -> str:
+    """The address of a server, without what all of them have behind it.
+
+    Raises:
+        ValueError: it is none.
+    """
     parts = urlsplit(text)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise ValueError("should be the address of a server, such as http://10.0.0.2:8000")
@@ -173,7 +178,7 @@ class RaySection(Section):
 class AttachedSection(Section):
     """One vLLM server that runs already."""
 
-    url: Annotated[str, AfterValidator(_url)]
+    url: Annotated[str, AfterValidator(server_url)]
     """Where it answers, such as http://10.0.0.2:8000."""
     role: Literal["prefill", "decode", "mixed"] = "mixed"
     """What it is to do."""
@@ -204,6 +209,8 @@ class VllmSection(Section):
     """Between two looks at the metrics of each, while it has work; ten times as much while it has none."""
     silence_timeout_s: float = Field(default=10.0, ge=0.1, le=3600)
     """Seconds without a byte from a server, on streams or in answer to questions, after which it is lost."""
+    changes_over_http: bool = False
+    """Whether whoever reaches our port may attach servers (POST /instances) and detach them (DELETE /instances/ID)."""
     command: Line = "vllm serve"
     """What starts one, with launcher vllm; model and port are added to it."""
     args: str = ""

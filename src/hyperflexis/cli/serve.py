@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 import uvloop
 
 from hyperflexis.adapters.native.host import StartError as EngineStartError
-from hyperflexis.cli.attached import attach_spec, roles_of, serve_spec
+from hyperflexis.cli.attached import AttachedFleet, attach_spec, roles_of, serve_spec
 from hyperflexis.cli.checkpoint import model_directory
 from hyperflexis.cli.deployment import Deployment
 from hyperflexis.cli.donors import weights_spec
@@ -215,6 +215,10 @@ async def _fleet(deployment: Deployment, engines: _Engines) -> AsyncIterator[tup
     limits = deployment.limits
     control = ControlPlane(deployment.core_policy(), deployment.fleet(), limits.requests_max)
     driver = Driver(control, engines.launcher, engines.block_tokens)
+    membership = None
+    if deployment.vllm.changes_over_http and isinstance(engines.launcher, AttachedLauncher):
+        moves_requests = control.policy.binder is not None
+        membership = AttachedFleet(driver, engines.launcher, moves_requests=moves_requests)
     model = ServedModel(deployment.public_name, int(time.time()), engines.context_tokens_max)
     gateway = Gateway(
         driver,
@@ -226,6 +230,7 @@ async def _fleet(deployment: Deployment, engines: _Engines) -> AsyncIterator[tup
         port=deployment.port,
         limits=deployment.gateway_limits(),
         priority_max=limits.priority_max,
+        membership=membership,
     )
     driver.start()
     try:

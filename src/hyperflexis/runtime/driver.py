@@ -18,6 +18,7 @@ from dataclasses import asdict
 
 import msgspec
 
+from hyperflexis.adapters.contract import Adapter
 from hyperflexis.core.commands import (
     Abandon,
     AssignRole,
@@ -44,6 +45,7 @@ from hyperflexis.core.control import ControlPlane
 from hyperflexis.core.events import (
     Arrival,
     Event,
+    FleetChanged,
     InstanceDrained,
     InstanceLost,
     InstanceReady,
@@ -57,6 +59,7 @@ from hyperflexis.core.events import (
     TransferFailed,
     Wakeup,
 )
+from hyperflexis.core.fleet import FleetBounds
 from hyperflexis.core.instance import Capacity
 from hyperflexis.core.latency import LatencyModel, StepShape
 from hyperflexis.core.prefix import block_hashes
@@ -164,6 +167,24 @@ class Driver:
     def drain(self, instance_id: int) -> None:
         """Take an instance out of service: what it has goes on elsewhere. Unknown ones are ignored."""
         self._feed(InstanceDrained(instance_id))
+
+    def change_fleet(self, fleet: FleetBounds) -> None:
+        """Have other numbers of instances from now on; those that are too many are to be removed one by one."""
+        self._feed(FleetChanged(fleet))
+
+    def remove(self, instance_id: int) -> None:
+        """Take an instance away: one that serves is drained, one that only starts is given up. Unknown are ignored."""
+        member = self._members.get(instance_id)
+        if member is not None and member.state == "starting":
+            member.adapter.close()
+            self._on_lost(instance_id, "it was taken away")
+        else:
+            self.drain(instance_id)
+
+    def adapter(self, instance_id: int) -> Adapter | None:
+        """What an instance is spoken to by; None if there is no such instance."""
+        member = self._members.get(instance_id)
+        return None if member is None else member.adapter
 
     def instances(self) -> list[InstanceStatus]:
         return [status_of(f"i{instance_id}", member) for instance_id, member in self._members.items()]

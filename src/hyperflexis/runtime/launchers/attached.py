@@ -69,6 +69,7 @@ class AttachedLauncher:
 
     def __init__(self, spec: AttachSpec, complaints: Complaints | None = None) -> None:
         self._spec = spec
+        self._targets = list(spec.targets)
         self._session = open_session()
         self.complaints = complaints or Complaints()
         self._adapters: dict[str, VllmAdapter] = {}
@@ -102,7 +103,7 @@ class AttachedLauncher:
         Raises:
             OSError: all are taken.
         """
-        free = [target for target in self._spec.targets if self._is_free(target)]
+        free = [target for target in self._targets if self._is_free(target)]
         if not free:
             raise OSError("every server is attached already")
         target = min(free, key=lambda each: (each.role is not role, self._launched.get(each.url, -1)))
@@ -124,6 +125,28 @@ class AttachedLauncher:
         self._adapters[target.url] = adapter
         return adapter
 
+    @property
+    def targets(self) -> Sequence[Target]:
+        return self._targets
+
+    def add(self, target: Target) -> None:
+        """Attach this server too, with the next launch.
+
+        Raises:
+            ValueError: it is among them already.
+        """
+        if any(each.url == target.url for each in self._targets):
+            raise ValueError(f"{target.url} is attached already")
+        self._targets.append(target)
+
+    def without(self, adapter: Adapter) -> list[Target]:
+        """All servers but the one that this adapter speaks to."""
+        return [each for each in self._targets if self._adapters.get(each.url) is not adapter]
+
+    def keep(self, targets: Sequence[Target]) -> None:
+        """Attach no others any more; those that are attached stay so until they are closed."""
+        self._targets = list(targets)
+
     async def close(self) -> None:
         """Leave all servers alone."""
         for adapter in self._adapters.values():
@@ -140,7 +163,7 @@ class AttachedLauncher:
         return self.first.caches_prefixes
 
     async def _find_first(self) -> None:
-        targets = self._spec.targets
+        targets = self._targets
         looking = [asyncio.ensure_future(self._look(target)) for target in targets]
         try:
             while not any(each.done() for each in looking):
