@@ -48,6 +48,7 @@ ONLY_IN: dict[str, set[str]] = {
     "vllm": {"adapters.vllm"},
     "ray": {"runtime.launchers.ray"},
     "aiohttp": {"gateway", "bench", "dashboard", "adapters.vllm", "cli"},
+    "httptools": {"adapters.vllm"},
     "starlette": set(),
     "transformers": set(),
     "pydantic": {"cli"},
@@ -195,10 +196,14 @@ PROBES = [
     ".sim",
     ".gateway",
     ".transfer.receiver",
+    ".adapters.vllm.standin.server",
     ".cli.main",
     ".cli.serve",
 ]
-PROBES += [f".runtime.launchers.{name}" for name in ("local", "cluster", "steward", "ray_words", "__main__")]
+PROBES += [
+    f".runtime.launchers.{name}"
+    for name in ("local", "cluster", "steward", "ray_words", "__main__", "attached", "vllm", "tether")
+]
 
 
 @pytest.mark.parametrize("name", [PACKAGE + probe for probe in PROBES])

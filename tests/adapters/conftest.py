@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from adapters.fleets import Fleet, ModelledFleet, NativeFleet
+from adapters.standins import StandInFleet
 
 
 @pytest.fixture(scope="session")
@@ -22,9 +23,11 @@ def native_fleet() -> Iterator[NativeFleet]:
     fleet.close()
 
 
-@pytest.fixture(params=["modelled", pytest.param("native", marks=pytest.mark.slow)])
+@pytest.fixture(params=["modelled", "vllm", pytest.param("native", marks=pytest.mark.slow)])
 def fleet(request: pytest.FixtureRequest) -> Fleet:
     if request.param == "modelled":
         return ModelledFleet()
+    if request.param == "vllm":
+        return StandInFleet()
     native: NativeFleet = request.getfixturevalue("native_fleet")
     return native

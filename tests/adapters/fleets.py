@@ -7,7 +7,7 @@ import functools
 import os
 import signal
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -96,8 +96,23 @@ def submission(request: int, prompt: list[int], max_tokens: int = 8, **fields: A
     return Submit(request=request, prompt=prompt, max_tokens=max_tokens, **values)
 
 
+BLACK_BOX = {
+    "steps": "a server that tells tokens does not tell what its steps hold: prefills can be neither counted nor cut",
+    "draws": "a generator cannot be put where another one stood: a sampled request goes on with other draws",
+}
+"""The clauses that instances cannot keep which are only spoken to from outside, and why not."""
+LONG_TOKENS = 1000
+
+
 class Fleet(Protocol):
     """Makes and kills instances of one kind."""
+
+    lacks: Mapping[str, str]
+    """Clauses of the contract that instances of this kind cannot keep, and why not."""
+    death: str
+    """Of what is said when one is killed."""
+    long_tokens: int
+    """An answer that takes long enough to be interrupted."""
 
     def play(self, test: Coroutine[Any, Any, None]) -> None:
         """Run a test on the loop that its instances live on."""
@@ -123,6 +138,10 @@ def contract(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., No
 class ModelledFleet:
     """In this process, in virtual time."""
 
+    lacks: Mapping[str, str] = {}
+    death = "killed by SIGKILL"
+    long_tokens = LONG_TOKENS
+
     def play(self, test: Coroutine[Any, Any, None]) -> None:
         virtual_loop.run(test)
 
@@ -143,6 +162,10 @@ class NativeFleet:
 
     They compute in float32: in shorter types a resumed sequence may round to other tokens than an unbroken one.
     """
+
+    lacks: Mapping[str, str] = {}
+    death = "killed by SIGKILL"
+    long_tokens = LONG_TOKENS
 
     def __init__(self, **spec: Any) -> None:
         self._runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)

@@ -37,8 +37,9 @@ async def test_reports_every_token_and_the_end(fleet: Fleet) -> None:
     assert len(heard.tokens[5]) == 6
     assert heard.finished == {5: FinishReason.LENGTH}
     assert [report.started for report in heard.reports if report.started] == [[5]]
-    assert sum(report.prefill_tokens for report in heard.reports) == len(PROMPT)
-    assert sum(report.decode_seqs for report in heard.reports) == 5
+    if "steps" not in fleet.lacks:
+        assert sum(report.prefill_tokens for report in heard.reports) == len(PROMPT)
+        assert sum(report.decode_seqs for report in heard.reports) == 5
     assert all(report.duration_s > 0 for report in heard.reports)
     last = heard.reports[-1]
     assert (last.running_seqs, last.waiting_seqs, last.blocks_free) == (0, 0, ready.blocks)
@@ -69,7 +70,7 @@ async def test_many_at_once_get_what_each_gets_alone(fleet: Fleet) -> None:
     for number, prompt in prompts.items():
         adapter.submit(submission(number, prompt, 5 + number))
     await heard.until_finished(*prompts)
-    assert max(report.decode_seqs for report in heard.reports) > 1
+    assert max(report.running_seqs for report in heard.reports) > 1
     for number, prompt in prompts.items():
         adapter.submit(submission(100 + number, prompt, 5 + number))
         await heard.until_finished(100 + number)
@@ -83,7 +84,7 @@ async def test_cancelled_work_stops_and_its_blocks_are_free(fleet: Fleet) -> Non
     heard = Heard()
     adapter = fleet.start(heard)
     ready = await heard.until_ready()
-    adapter.submit(submission(1, PROMPT, 1000))
+    adapter.submit(submission(1, PROMPT, fleet.long_tokens))
     await heard.until(lambda: len(heard.tokens.get(1, ())) >= 3)
     adapter.cancel(1)
     adapter.cancel(1)
@@ -91,7 +92,7 @@ async def test_cancelled_work_stops_and_its_blocks_are_free(fleet: Fleet) -> Non
     adapter.submit(submission(2, PROMPT, 30))
     await heard.until_finished(2)
     assert 1 not in heard.finished, "a cancelled request has no end"
-    assert len(heard.tokens[1]) < 1000
+    assert len(heard.tokens[1]) < fleet.long_tokens
     assert (heard.reports[-1].running_seqs, heard.reports[-1].blocks_free) == (0, ready.blocks)
     adapter.submit(submission(1, PROMPT, 4))
     await heard.until_finished(1)
@@ -104,7 +105,7 @@ async def test_submit_and_cancel_in_one_turn_leave_nothing(fleet: Fleet) -> None
     heard = Heard()
     adapter = fleet.start(heard)
     ready = await heard.until_ready()
-    adapter.submit(submission(1, PROMPT, 1000))
+    adapter.submit(submission(1, PROMPT, fleet.long_tokens))
     adapter.cancel(1)
     adapter.submit(submission(2, PROMPT, 3))
     await heard.until_finished(2)
@@ -115,6 +116,8 @@ async def test_submit_and_cancel_in_one_turn_leave_nothing(fleet: Fleet) -> None
 
 @contract
 async def test_step_rules_are_put_in_force(fleet: Fleet) -> None:
+    if "steps" in fleet.lacks:
+        pytest.skip(fleet.lacks["steps"])
     heard = Heard()
     adapter = fleet.start(heard)
     await heard.until_ready()
@@ -136,6 +139,8 @@ SAMPLINGS = {
 @pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS.keys())
 @contract
 async def test_resumed_request_goes_on_as_if_unbroken(fleet: Fleet, sampling: Sampling) -> None:
+    if sampling.temperature and "draws" in fleet.lacks:
+        pytest.skip(fleet.lacks["draws"])
     first, second = Heard(), Heard()
     adapter = fleet.start(first)
     await first.until_ready()
@@ -189,7 +194,7 @@ async def test_close_ends_it_silently(fleet: Fleet) -> None:
     heard = Heard()
     adapter = fleet.start(heard)
     await heard.until_ready()
-    adapter.submit(submission(1, PROMPT, 1000))
+    adapter.submit(submission(1, PROMPT, fleet.long_tokens))
     await heard.until(lambda: 1 in heard.tokens)
     reports = len(heard.reports)
     adapter.close()
@@ -212,13 +217,15 @@ async def test_close_before_it_is_ready(fleet: Fleet) -> None:
 
 @contract
 async def test_death_is_heard_once_and_nothing_after_it(fleet: Fleet) -> None:
+    if "deaths" in fleet.lacks:
+        pytest.skip(fleet.lacks["deaths"])
     heard = Heard()
     adapter = fleet.start(heard)
     await heard.until_ready()
-    adapter.submit(submission(1, PROMPT, 1000))
+    adapter.submit(submission(1, PROMPT, fleet.long_tokens))
     await heard.until(lambda: 1 in heard.tokens)
     fleet.kill(adapter)
-    assert await heard.until_lost() == "killed by SIGKILL"
+    assert fleet.death in await heard.until_lost()
     adapter.submit(submission(2, PROMPT))
     adapter.cancel(1)
     adapter.configure({})

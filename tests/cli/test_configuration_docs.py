@@ -6,7 +6,11 @@ import re
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from hyperflexis.cli import sources
 from hyperflexis.cli.keys import all_keys
@@ -43,6 +47,20 @@ def test_classes_on_the_page_load(tmp_path: Path) -> None:
 def test_example_loads() -> None:
     deployment = sources.load(config=EXAMPLE).deployment
     assert deployment.default_class in deployment.service_classes()
+
+
+@pytest.mark.parametrize("name", ["serve.yaml", "vllm_pd.yaml"])
+def test_example_is_shown(name: str, run: Callable[..., Any]) -> None:
+    shown = run("config", "show", "-c", str(ROOT / "examples" / name))
+    assert (shown.code, shown.err) == (0, "")
+    assert f"{name}:" in shown.out
+
+
+def test_vllm_example_starts_what_its_comments_say() -> None:
+    deployment = sources.load(config=ROOT / "examples" / "vllm_pd.yaml").deployment
+    assert (deployment.prefills, deployment.decodes, deployment.mixed) == (2, 4, 0)
+    assert deployment.instances_total * deployment.vllm.gpus_per_instance <= 8
+    assert deployment.core_policy().binder is not None
 
 
 def test_example_keeps_the_defaults() -> None:

@@ -58,6 +58,16 @@ def test_what_is_shown_loads_again(deployment: Deployment, tmp_path_factory: pyt
     assert sources.load(config=file).deployment == deployment
 
 
+def test_attached_servers_are_shown_as_they_load_again(tmp_path: Path) -> None:
+    urls = ["http://a:8000", {"url": "http://b:8000", "role": "decode"}, {"url": "http://c:8000", "role": "prefill"}]
+    given_deployment = Deployment.model_validate({"attach": urls})
+    file = tmp_path / "shown.yaml"
+    file.write_text(render(Settings(given_deployment, {})), encoding="utf-8")
+    shown = sources.load(config=file).deployment
+    assert shown == given_deployment
+    assert (shown.instances_total, shown.prefills, shown.decodes, shown.mixed) == (3, 1, 1, 1)
+
+
 @given(deployment=deployments())
 def test_every_key_is_shown_once_and_only_sections_lack_a_source(deployment: Deployment) -> None:
     shown = render(Settings(deployment, {}))
@@ -67,7 +77,7 @@ def test_every_key_is_shown_once_and_only_sections_lack_a_source(deployment: Dep
 
 
 def _headings(deployment: Deployment) -> list[str]:
-    sections = ["ray", "engine", "limits", "prices", "scaling", "weights"]
+    sections = ["ray", "vllm", "engine", "limits", "prices", "scaling", "weights"]
     return [*sections, *(["classes", *deployment.classes] if deployment.classes else [])]
 
 
@@ -99,6 +109,19 @@ def test_comments_are_aligned_and_name_the_source(tmp_path: Path) -> None:
         "port: 1                     # serve.yaml:1",
         "policy: hyperflexis         # default",
         "launcher: local             # default",
+        "attach: []                  # default",
+        "vllm:",
+        "  passes_kv: false          # default",
+        "  kv_lease_s: 30            # default",
+        "  api_key_file: null        # default",
+        "  health_ms: 1000           # default",
+        "  metrics_ms: 100           # default",
+        "  silence_timeout_s: 10     # default",
+        "  changes_over_http: false  # default",
+        "  command: vllm serve       # default",
+        "  args: ''                  # default",
+        "  gpus_per_instance: 1      # default",
+        "  first_port: 8100          # default",
         "ray:",
         "  address: null             # default: that of the cluster around this machine",
         "  cpus_per_instance: 1      # default",

@@ -183,6 +183,7 @@ def test_promises_that_contradict_each_other_are_refused(shorter: str, tmp_path:
 def _example(key: keys.Key) -> str:
     """A value of the key's type that is not its default."""
     examples = {"device": "cpu", "policy": "round_robin", "dtype": "float16", "default_class": "a_class"}
+    examples |= {"attach": "[http://a:8000]"}
     examples |= {"roles": "planned", "launcher": "ray", "ray.strategy": "pack"}
     examples |= {"ray.address": "10.0.0.1:6379", "ray.gpus_per_instance": "0.5"}
     examples |= dict.fromkeys(("weights.donors", "weights.lend_on"), "one:9000")
@@ -197,6 +198,8 @@ def test_every_key_has_a_twin_in_the_environment_and_a_set(key: keys.Key) -> Non
     path, text = tuple(dotted.split(".")), _example(key)
     # A number of instances that is given, and one that follows demand, exclude each other.
     size, size_env = ("scaling.max", "SCALING__MAX") if path[0] == "scaling" else ("instances", "INSTANCES")
+    if path[0] == "attach":  # They are counted.
+        size, size_env = "port", "PORT"
     env = {f"HYPERFLEXIS_{size_env}": "9", variable: text, "HYPERFLEXIS_CLASSES__A_CLASS": "{}"}
     by_env = sources.load(env=env)
     by_set = sources.load(sets=[f"{size}=9", "classes={a_class: {}}", f"{dotted}={text}"])
@@ -365,3 +368,41 @@ def test_no_text_of_a_flag_ends_in_a_stack_trace(assignment: str, key: str, valu
             sources.load(sets=[text])
         except OperatorError as error:
             assert error.message  # noqa: PT017 either outcome is right, a stack trace is not
+
+
+# Servers that are attached.
+
+
+def attached(**values: object) -> str:
+    """What is wrong with that beside servers that are attached."""
+    sets = [f"{name}={value}" for name, value in values.items()]
+    with pytest.raises(OperatorError) as raised:
+        sources.load(sets=["attach=[http://a:1, http://b:2]", *sets])
+    return raised.value.message
+
+
+def test_attached_servers_are_urls_or_mappings() -> None:
+    one = sources.load(env={"HYPERFLEXIS_ATTACH": "http://a:8000/v1/"}).deployment.attach
+    assert [each.url for each in one] == ["http://a:8000"]
+    two = sources.load(sets=["attach=[http://a:1, {url: 'https://b', role: decode, kv_tokens: 5}]"]).deployment.attach
+    assert [(each.url, each.role, each.kv_tokens) for each in two] == [
+        ("http://a:1", "mixed", None),
+        ("https://b", "decode", 5),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"instances": 3}, "instances in --set: the instances are the servers of attach"),
+        ({"prefill": 1}, "prefill in --set: the instances are the servers of attach"),
+        ({"launcher": "ray"}, "launcher in --set: servers of attach run already"),
+        ({"scaling.max": 4}, "there are as many instances as servers in attach"),
+        ({"attach": "[http://a:1, http://a:1/]"}, "http://a:1 stands there more than once"),
+        ({"attach": "[{url: 'http://a:1', role: prefill}]"}, "instances that prefill, and none that decodes"),
+        ({"attach": "[a:1]"}, "should be the address of a server, such as http://10.0.0.2:8000"),
+        ({"attach": "[{url: 'http://a:1', roll: prefill}]"}, "unknown key 'attach.0.roll'"),
+    ],
+)
+def test_what_contradicts_attached_servers_is_refused(values: dict[str, object], said: str) -> None:
+    assert said in attached(**values)

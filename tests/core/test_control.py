@@ -18,12 +18,15 @@ from hyperflexis.core.control import DISPATCHES_MAX, ControlPlane, Policy
 from hyperflexis.core.dispatch import SloDispatcher
 from hyperflexis.core.events import (
     Event,
+    FleetChanged,
+    InstanceDrained,
     InstanceLost,
     InstanceReady,
     InstanceReported,
     RequestArrived,
     RequestCancelled,
     RequestFinished,
+    RequestReturned,
     Wakeup,
 )
 from hyperflexis.core.fleet import FleetBounds
@@ -371,6 +374,74 @@ def test_check_finds_work_that_waits_beside_a_ready_instance() -> None:
 SLOS = [Slo(), Slo(0.05, 0.02), Slo(0.5, 0.1), Slo(e2e_s=1.0)]
 
 
+# Requests that an instance gives back.
+
+
+def dispatched_to(commands: list[Command]) -> list[tuple[int, int]]:
+    return [(c.request_id, c.instance_id) for c in commands if isinstance(c, Dispatch)]
+
+
+def test_returned_request_goes_elsewhere_with_what_its_client_has() -> None:
+    plane = running(2)
+    ((_, first),) = dispatched_to(feed(plane, arrival(1, max_tokens=9), now=0.0))
+    feed(plane, reported(first, started=(1,), began=(1,)), now=0.5)
+    commands = feed(plane, RequestReturned(first, 1, emitted_tokens=3), now=0.6)
+    assert summary(commands)[0] == ("Hold", 1, Why.RETURNED)
+    assert dispatched_to(commands) == [(1, 1 - first)]
+    assert plane.cluster.requests[1].emitted_tokens == 3
+    assert plane.cluster.instances[first].is_empty
+
+
+def test_returned_request_goes_back_where_there_is_no_other() -> None:
+    plane = running()
+    feed(plane, arrival(1))
+    assert dispatched_to(feed(plane, RequestReturned(0, 1, 0, was_refused=True))) == [(1, 0)]
+
+
+def test_request_that_is_returned_again_and_again_is_given_up() -> None:
+    plane = running(2)
+    commands = feed(plane, arrival(1))
+    for _ in range(DISPATCHES_MAX):
+        ((_, at),) = dispatched_to(commands)
+        commands = feed(plane, RequestReturned(at, 1, 0))
+    assert summary(commands) == [("Reject", 1, Why.LOST_TOO_OFTEN)]
+
+
+def test_request_that_is_refused_for_want_of_room_is_never_given_up() -> None:
+    plane = running(2)
+    commands = feed(plane, arrival(1))
+    for _ in range(5 * DISPATCHES_MAX):
+        ((_, at),) = dispatched_to(commands)
+        commands = feed(plane, RequestReturned(at, 1, 0, was_refused=True))
+    assert plane.cluster.requests[1].dispatches == 1
+
+
+def test_return_of_what_is_elsewhere_or_nowhere_is_ignored() -> None:
+    plane = running(2)
+    ((_, at),) = dispatched_to(feed(plane, arrival(1)))
+    assert feed(plane, RequestReturned(1 - at, 1, 0), RequestReturned(at, 7, 0)) == []
+
+
+# Fleets that become others.
+
+
+def test_larger_fleet_is_launched_and_a_smaller_one_is_drained_to() -> None:
+    plane = running(2)
+    assert summary(feed(plane, FleetChanged(FleetBounds.fixed(3)))) == [("Launch", 2, Why.FLEET_SHORT)]
+    feed(plane, ready(2))
+    assert feed(plane, FleetChanged(FleetBounds.fixed(2))) == []
+    commands = feed(plane, InstanceDrained(1))
+    assert [type(each).__name__ for each in commands] == ["Stop"]
+    assert sorted(plane.cluster.instances) == [0, 2]
+
+
+def test_fleet_that_had_been_given_up_is_tried_again_when_it_changes() -> None:
+    plane = control(1, launch_attempts_max=1)
+    feed(plane, Wakeup(), InstanceLost(0))
+    assert not plane.sizing.is_startable()
+    assert summary(feed(plane, FleetChanged(FleetBounds.fixed(1)), now=60.0)) == [("Launch", 1, Why.FLEET_SHORT)]
+
+
 class Anything(RuleBasedStateMachine):
     """A world of tiny instances in which everything comes at any time: the events of a step after what they are late
     for, losses in the middle of steps, launches that fail. Instances are real step schedulers.
@@ -462,6 +533,21 @@ class Anything(RuleBasedStateMachine):
             untold = self.world.bodies[number].untold_steps
             self.unknown[request_id] = self.unknown.get(request_id, 0) + untold
         self.world.lose(number, self.now)
+
+    @property
+    def returnable(self) -> list[int]:
+        """Requests at instances that are between two steps."""
+        idle = {number for number in self.serving if self.world.bodies[number].plan is None}
+        live = self.world.control.cluster.requests
+        return [number for number in sorted(self.world.live) if live[number].instance_id in idle]
+
+    @precondition(lambda self: self.returnable)
+    @rule(data=st.data(), was_refused=st.booleans())
+    def give_back(self, data: st.DataObject, was_refused: bool) -> None:
+        number = data.draw(st.sampled_from(self.returnable))
+        self.losses[number] = self.losses.get(number, 0) + (not was_refused)
+        self.unknown.pop(number, None)
+        self.world.give_back(number, self.now, was_refused=was_refused)
 
     @rule(seconds=st.sampled_from([0.01, 0.5, 5.0]))
     def wait(self, seconds: float) -> None:

@@ -193,3 +193,44 @@ async def test_a_fleet_may_speak_plain_words(reason: str, status: int) -> None:
     assert backend.requests[0].service_class == "batch"
     if status == 200:
         assert answer["choices"][0]["finish_reason"] == reason
+
+
+# Instances that come and go by request.
+
+
+class Members:
+    """A membership that knows one instance."""
+
+    def __init__(self) -> None:
+        self.attached: list[tuple[str, str]] = []
+
+    def attach(self, url: str, role: str) -> None:
+        if not url.startswith("http"):
+            raise ValueError("it is no address")
+        self.attached.append((url, role))
+
+    def detach(self, name: str) -> bool:
+        if name == "i0":
+            raise ValueError("it is the last one")
+        return name == "i1"
+
+
+@on_loop
+async def test_instances_are_attached_and_detached_where_that_is_allowed() -> None:
+    members = Members()
+    async with served(membership=members) as it:
+        for body, status in (({"url": "http://a"}, 202), ({"url": "x"}, 400), ({}, 400)):
+            async with it.http.post(it.url + "/instances", json=body) as response:
+                assert response.status == status, await response.text()
+        for name, status in (("i1", 202), ("i0", 409), ("i7", 404)):
+            async with it.http.delete(f"{it.url}/instances/{name}") as response:
+                assert response.status == status, await response.text()
+    assert members.attached == [("http://a", "mixed")]
+
+
+@on_loop
+async def test_nobody_attaches_anything_otherwise() -> None:
+    async with served() as it:
+        async with it.http.post(it.url + "/instances", json={"url": "http://a"}) as response:
+            assert response.status == 404
+        assert (await it.http.delete(it.url + "/instances/i0")).status == 404

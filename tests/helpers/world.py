@@ -22,6 +22,7 @@ from hyperflexis.core.events import (
     RequestArrived,
     RequestCancelled,
     RequestFinished,
+    RequestReturned,
 )
 from hyperflexis.core.instance import Capacity
 from hyperflexis.core.latency import LatencyModel, OnlineLatency
@@ -173,6 +174,17 @@ class World:
         for request_id in ended:
             emitted = len(live.emitted) if (live := self.live.get(request_id)) else 0
             self.feed(RequestFinished(body.id, request_id, emitted), now)
+
+    def give_back(self, request_id: int, now: float, *, was_refused: bool) -> None:
+        """Its instance, which is between two steps, is to have it no more, and lives on."""
+        instance_id = self.control.cluster.requests[request_id].instance_id
+        assert instance_id is not None
+        body = self.bodies[instance_id]
+        assert body.plan is None
+        assert body.scheduler is not None
+        body.inbox = [each for each in body.inbox if not isinstance(each, Seq) or each.id != request_id]
+        body.scheduler.cancel(request_id)
+        self.feed(RequestReturned(instance_id, request_id, len(self.live[request_id].emitted), was_refused), now)
 
     def cancel(self, request_id: int, now: float) -> None:
         self.feed(RequestCancelled(request_id, len(self.live[request_id].emitted)), now)

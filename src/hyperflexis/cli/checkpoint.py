@@ -21,6 +21,6 @@ def model_directory(deployment: Deployment) -> Path:
     from hyperflexis.runtime.checkpoint import CheckpointUnavailableError, fetch  # only who fetches needs the hub
 
     try:
-        return fetch(source)
+        return fetch(source, has_weights=not deployment.attach and deployment.launcher != "vllm")
     except CheckpointUnavailableError as error:
         raise StartError(str(error), error.hint) from error

@@ -14,8 +14,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from hyperflexis.cli import fleets
 from hyperflexis.cli.errors import OperatorError
@@ -31,6 +32,8 @@ DEMO_NAME = "demo"
 INSTANCES_DEFAULT, INSTANCES_MAX = 2, 1024
 PRIORITY_MIN, PRIORITY_MAX = -(2**31), 2**31 - 1
 """An int32, as in the priorities of other gateways."""
+ATTEMPTS_MAX = 2**31
+"""To attach servers of others: it is never given up."""
 MS_MIN, MS_MAX = 0.001, 86_400_000.0
 """A microsecond and a day: what lies outside is a slip of the unit."""
 
@@ -58,6 +61,18 @@ class EngineSection(Section):
     """Longest that a step should take that holds prompt tokens, as predicted; null: as long as promises allow."""
     profile: Line | None = None
     """File that `hyperflexis profile` wrote, to start instances from; null lets the first one measure itself."""
+
+
+def server_url(text: str) -> str:
+    """The address of a server, without what all of them have behind it.
+
+    Raises:
+        ValueError: it is none.
+    """
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError("should be the address of a server, such as http://10.0.0.2:8000")
+    return text.rstrip("/").removesuffix("/v1")
 
 
 def _addresses(text: str) -> str:
@@ -160,6 +175,52 @@ class RaySection(Section):
     """Seconds without an answer after which a node counts as lost."""
 
 
+class AttachedSection(Section):
+    """One vLLM server that runs already."""
+
+    url: Annotated[str, AfterValidator(server_url)]
+    """Where it answers, such as http://10.0.0.2:8000."""
+    role: Literal["prefill", "decode", "mixed"] = "mixed"
+    """What it is to do."""
+    model: Line | None = None
+    """Name by which it serves the model; null takes the first that it names."""
+    kv_tokens: int | None = Field(default=None, ge=1)
+    """Tokens that its KV cache holds, where it does not tell."""
+
+
+def _attached(given: object) -> object:
+    """A URL alone stands for a server with nothing else to say; one server for a list of one."""
+    listed = given if isinstance(given, list) else [given]
+    return [{"url": each} if isinstance(each, str) else each for each in listed]
+
+
+class VllmSection(Section):
+    """vLLM servers, those that are attached and those that are started here."""
+
+    passes_kv: bool = False
+    """Whether they were started with a connector (NixlConnector) by which they pass KV to each other."""
+    kv_lease_s: float = Field(default=30.0, gt=0, le=86_400)
+    """How long they keep the KV of a prompt for each other, their kv_lease_duration; later nothing is fetched."""
+    api_key_file: str | None = None
+    """File with the key that they ask for (--api-key)."""
+    health_ms: float = Field(default=1000.0, ge=1, le=MS_MAX)
+    """Between two looks at whether each of them lives."""
+    metrics_ms: float = Field(default=100.0, ge=1, le=MS_MAX)
+    """Between two looks at the metrics of each, while it has work; ten times as much while it has none."""
+    silence_timeout_s: float = Field(default=10.0, ge=0.1, le=3600)
+    """Seconds without a byte from a server, on streams or in answer to questions, after which it is lost."""
+    changes_over_http: bool = False
+    """Whether whoever reaches our port may attach servers (POST /instances) and detach them (DELETE /instances/ID)."""
+    command: Line = "vllm serve"
+    """What starts one, with launcher vllm; model and port are added to it."""
+    args: str = ""
+    """Further words for that command, quoted as in a shell."""
+    gpus_per_instance: int = Field(default=1, ge=0, le=64)
+    """GPUs of each that is started here, its tensor parallel size; 0 sets neither."""
+    first_port: int = Field(default=8100, ge=1, le=65535)
+    """Port of the first that is started here; the others follow it."""
+
+
 def _class_name(name: str) -> str:
     # Names travel in headers, metric labels and dotted paths, so they hold nothing that those would have to quote.
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
@@ -229,8 +290,12 @@ class Deployment(Section):
     """Port to listen on; 0 takes a free one."""
     policy: Policy = "hyperflexis"
     """Rules that decide which request goes where and when: hyperflexis, or another that docs/simulate.md names."""
-    launcher: Literal["local", "ray"] = "local"
-    """Where instances run: local, on this machine; ray, on the nodes of a Ray cluster."""
+    launcher: Literal["local", "ray", "vllm"] = "local"
+    """What instances are: local, engines on this machine; ray, on the nodes of a cluster; vllm, `vllm serve` here."""
+    attach: Annotated[list[AttachedSection], BeforeValidator(_attached)] = Field(default_factory=list)
+    """vLLM servers that run already, to be the instances: URLs, or mappings of url, role, model, kv_tokens."""
+    vllm: VllmSection = VllmSection()
+    """vLLM servers, those that are attached and those that are started here."""
     ray: RaySection = RaySection()
     """Where instances run, and what they take there, with launcher ray."""
     engine: EngineSection = EngineSection()
@@ -269,14 +334,15 @@ class Deployment(Section):
     @property
     def threads(self) -> int:
         """CPU threads of each instance."""
-        is_local = self.launcher == "local"
-        share = _cores() // self.instances_total if is_local else int(self.ray.cpus_per_instance)
+        is_ray = self.launcher == "ray"
+        share = int(self.ray.cpus_per_instance) if is_ray else _cores() // self.instances_total
         return self.threads_per_instance or max(1, share)
 
     @property
     def instances_total(self) -> int:
         """How many there are to be, of all roles; the most, where that follows demand."""
-        return self.scaling.max or self.instances or self.prefill + self.decode or INSTANCES_DEFAULT
+        counted = self.instances or self.prefill + self.decode or INSTANCES_DEFAULT
+        return len(self.attach) or self.scaling.max or counted
 
     @property
     def instances_min(self) -> int:
@@ -291,12 +357,22 @@ class Deployment(Section):
     @property
     def mixed(self) -> int:
         """Instances that both prefill and decode."""
-        return self.instances_total - self.prefill - self.decode
+        return self.instances_total - self.prefills - self.decodes
+
+    @property
+    def prefills(self) -> int:
+        """Instances that only prefill."""
+        return self.prefill + sum(each.role == "prefill" for each in self.attach)
+
+    @property
+    def decodes(self) -> int:
+        """Instances that only decode."""
+        return self.decode + sum(each.role == "decode" for each in self.attach)
 
     @property
     def moving(self) -> fleets.Moving:
         """What the fleet asks of its policy."""
-        return fleets.moving(self.prefill, self.decode, self.roles)
+        return fleets.moving(self.prefills, self.decodes, self.roles)
 
     def fleet(self) -> FleetBounds:
         """The instances as the core knows them."""
@@ -306,12 +382,15 @@ class Deployment(Section):
 
         given = self.scaling
         # All instances of a machine share one copy of the weights; other machines get it from those that have it.
-        sources = (StartSource.CACHE,) if self.launcher == "local" else (StartSource.PEER, StartSource.DISK)
+        shared = {"local": (StartSource.CACHE,), "vllm": (StartSource.DISK,)}
+        sources = shared.get(self.launcher, (StartSource.PEER, StartSource.DISK))
         if not self.is_elastic:
             return FleetBounds.fixed(
                 self.instances_total,
-                fleets.in_order(self.prefill, self.mixed, self.decode),
-                start_timeout_s=given.start_timeout_s,
+                fleets.in_order(self.prefills, self.mixed, self.decodes),
+                # A server that somebody else starts is waited for as long as that takes.
+                start_timeout_s=math.inf if self.attach else given.start_timeout_s,
+                launch_attempts_max=ATTEMPTS_MAX if self.attach else 5,
             )
         return FleetBounds(
             {Role.MIXED: Range(given.min, self.instances_total)},
@@ -322,7 +401,7 @@ class Deployment(Section):
                 StartSource.SLEEPER: 0.05,
                 StartSource.CACHE: 0.5,
                 StartSource.PEER: 5.0,
-                StartSource.DISK: 20.0,
+                StartSource.DISK: 60.0 if self.launcher == "vllm" else 20.0,
             },
             asleep_max=given.asleep_max,
             start_timeout_s=given.start_timeout_s,
@@ -396,17 +475,39 @@ def contradictions(classes: Mapping[str, ClassSection], place: Callable[..., str
 def fleet_contradictions(deployment: Deployment, place: Callable[..., str]) -> list[str]:
     """One sentence for each thing that a fleet of these instances lacks; `place` says where a key is."""
     given, found = deployment, _scaling_contradictions(deployment, place)
-    if given.mixed < 0:
+    if given.attach:
+        found += _attach_contradictions(deployment, place)
+    elif given.mixed < 0:
         parts = " and ".join(f"{name} {count}" for name in ("prefill", "decode") if (count := getattr(given, name)))
         found.append(f"instances in {place('instances')}: {given.instances} are fewer than {parts}")
-    elif lacks := fleets.lonely(given.prefill, given.mixed, given.decode):
-        key = "prefill" if given.prefill else "decode"
+    if given.mixed >= 0 and (lacks := fleets.lonely(given.prefills, given.mixed, given.decodes)):
+        key = "attach" if given.attach else "prefill" if given.prefill else "decode"
         found.append(f"{key} in {place(key)}: a fleet of {lacks}")
     if given.moving != "keeps" or given.is_elastic:
         try:
             given.core_policy()
         except ValueError as error:
             found.append(f"policy in {place('policy')}: {error}")
+    return found
+
+
+def _attach_contradictions(deployment: Deployment, place: Callable[..., str]) -> list[str]:
+    given = deployment
+    found = [
+        f"{key} in {place(key)}: the instances are the servers of attach, with the role that stands beside each"
+        for key in ("instances", "prefill", "decode")
+        if getattr(given, key)
+    ]
+    if given.launcher != "local":
+        found.append(f"launcher in {place('launcher')}: servers of attach run already; leave one of the two out")
+    if given.scaling.max is not None:
+        found.append(f"scaling.max in {place('scaling', 'max')}: there are as many instances as servers in attach")
+    urls = [each.url for each in given.attach]
+    found += [
+        f"attach in {place('attach')}: {url} stands there more than once"
+        for url in dict.fromkeys(urls)
+        if urls.count(url) > 1
+    ]
     return found
 
 

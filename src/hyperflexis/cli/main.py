@@ -7,6 +7,7 @@ once.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -82,6 +83,16 @@ Dtype = Annotated[str | None, _option("dtype", "NAME")]
 Policy = Annotated[str | None, _option("policy", "NAME")]
 Launcher = Annotated[str | None, _option("launcher", "NAME")]
 RayAddress = Annotated[str | None, _option("ray.address", "HOST:PORT")]
+Attach = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--attach",
+        metavar="URL",
+        help="A vLLM server that runs already, to be an instance; may be repeated. "
+        f"Roles and more: the key attach. Env: {keys.ENV_PREFIX}ATTACH.",
+        show_default=False,
+    ),
+]
 Sets = Annotated[
     list[str] | None,
     typer.Option(
@@ -181,6 +192,7 @@ def serve(
     policy: Policy = None,
     launcher: Launcher = None,
     ray_address: RayAddress = None,
+    attach: Attach = None,
     sets: Sets = None,
 ) -> None:
     """Serve a model over the OpenAI HTTP API. Flags win over the environment, that over the file."""
@@ -199,6 +211,7 @@ def serve(
         policy=policy,
         launcher=launcher,
         **{"ray.address": ray_address},
+        attach=_listed(attach),
     )
     from hyperflexis.cli.serve import run
 
@@ -223,6 +236,7 @@ def config_show(
     policy: Policy = None,
     launcher: Launcher = None,
     ray_address: RayAddress = None,
+    attach: Attach = None,
     sets: Sets = None,
 ) -> None:
     """Print every key, its effective value and where that came from, as YAML that `-c` takes again."""
@@ -241,6 +255,7 @@ def config_show(
         policy=policy,
         launcher=launcher,
         **{"ray.address": ray_address},
+        attach=_listed(attach),
     )
     from hyperflexis.cli.show import render
 
@@ -337,6 +352,11 @@ def _root(
 
 def _scaling_flags(fewest: str | None, most: str | None, *, is_dry: bool) -> dict[str, str | None]:
     return {"scaling.min": fewest, "scaling.max": most, "scaling.dry_run": "true" if is_dry else None}
+
+
+def _listed(urls: list[str] | None) -> str | None:
+    """As the key takes them: a YAML list."""
+    return json.dumps(urls) if urls else None
 
 
 def _load(config: Path | None, sets: list[str] | None, **given: str | None) -> sources.Settings:

@@ -6,17 +6,19 @@ import asyncio
 import contextlib
 import gc
 import logging
+import math
 import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import uvloop
 
 from hyperflexis.adapters.native.host import StartError as EngineStartError
+from hyperflexis.cli.attached import AttachedFleet, attach_spec, roles_of, serve_spec
 from hyperflexis.cli.checkpoint import model_directory
 from hyperflexis.cli.deployment import Deployment
 from hyperflexis.cli.donors import weights_spec
@@ -25,10 +27,13 @@ from hyperflexis.cli.profile_file import WireSample, read_samples
 from hyperflexis.core.control import ControlPlane
 from hyperflexis.gateway.backend import ServedModel
 from hyperflexis.gateway.server import Gateway
-from hyperflexis.gateway.tokenizer import TokenizerError
+from hyperflexis.gateway.tokenizer import TextCodec, TokenizerError
 from hyperflexis.runtime.driver import Driver
+from hyperflexis.runtime.launchers.attached import OTHERS_S, AttachedLauncher, AttachError
 from hyperflexis.runtime.launchers.cluster import RayLauncher, RaySpec
 from hyperflexis.runtime.launchers.local import LocalLauncher, LocalSpec
+from hyperflexis.runtime.launchers.vllm import VllmLauncher
+from hyperflexis.runtime.registry import Launcher
 
 T = TypeVar("T")
 
@@ -44,6 +49,8 @@ def run(deployment: Deployment) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     if deployment.is_elastic:  # What comes and goes, and why, is for whoever watches.
         logging.getLogger("hyperflexis.runtime").setLevel(logging.INFO)
+    if deployment.attach or deployment.launcher == "vllm":  # What a server does not tell is said, and what for.
+        logging.getLogger("hyperflexis.adapters.vllm").setLevel(logging.INFO)
     directory = model_directory(deployment)
     samples = _samples(deployment)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -59,14 +66,15 @@ async def _serve(deployment: Deployment, directory: Path, samples: Sequence[Wire
     stopping = _stop_on_signals()
     started_s = time.monotonic()
     async with contextlib.AsyncExitStack() as stack:
-        launcher = await _unless(stopping, stack.enter_async_context(_launcher(deployment, directory, samples)))
-        if launcher is None:
+        engines = await _unless(stopping, stack.enter_async_context(_engines(deployment, directory, samples)))
+        if engines is None:
             return 0
-        driver, gateway, port = await stack.enter_async_context(_fleet(deployment, directory, launcher))
+        driver, gateway, port = await stack.enter_async_context(_fleet(deployment, engines))
         # What is alive now stays: collections need not look at it again, and so stop nobody's stream for it.
         gc.collect()
         gc.freeze()
-        ready = await _unless(stopping, _fleet_ready(driver, deployment.instances_min))
+        patience_s = OTHERS_S if deployment.attach else math.inf
+        ready = await _unless(stopping, _fleet_ready(driver, deployment.instances_min, patience_s))
         if ready is not None:
             _announce(deployment, _ready_roles(driver), port, time.monotonic() - started_s)
             await _unless(stopping, _fleet_lost(driver))
@@ -97,6 +105,53 @@ async def _unless(stopping: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | 
         for unfinished in (task, waiting):
             unfinished.cancel()
         await asyncio.gather(task, waiting, return_exceptions=True)
+
+
+class _Engines(NamedTuple):
+    """What launches instances, and what the rest has to know of them."""
+
+    launcher: Launcher
+    tokenizer: TextCodec | Path
+    context_tokens_max: int
+    block_tokens: int
+
+
+@contextlib.asynccontextmanager
+async def _engines(deployment: Deployment, directory: Path, samples: Sequence[WireSample]) -> AsyncIterator[_Engines]:
+    if deployment.attach or deployment.launcher == "vllm":
+        async with _vllm(deployment, directory, samples) as engines:
+            yield engines
+    else:
+        async with _launcher(deployment, directory, samples) as launcher:
+            context_max = launcher.loaded.context_tokens_max
+            yield _Engines(launcher, directory, context_max, deployment.engine.block_tokens)
+
+
+@contextlib.asynccontextmanager
+async def _vllm(deployment: Deployment, directory: Path, samples: Sequence[WireSample]) -> AsyncIterator[_Engines]:
+    """vLLM servers, those that run already or those that are started here, once the first of them answers."""
+    try:
+        codec = await asyncio.to_thread(TextCodec.load, directory)
+    except TokenizerError as error:
+        raise StartError(str(error), "give the directory of the model that the servers serve") from error
+    spec = attach_spec(deployment, directory, codec, samples)
+    launcher: AttachedLauncher | VllmLauncher
+    try:
+        if deployment.attach:
+            _tell(f"attaching {', '.join(target.url for target in spec.targets)}")
+            launcher = first = await AttachedLauncher.start(spec)
+        else:
+            _tell(f"starting {deployment.instances_min} vLLM servers")
+            launcher = await VllmLauncher.start(serve_spec(deployment, directory, spec), roles_of(deployment))
+            first = launcher.attached
+    except AttachError as error:
+        raise StartError(str(error), error.hint or None) from error
+    # Where servers cache no prefixes, none is to be looked for: no prompt has a block as large as this.
+    block_tokens = first.block_tokens if first.caches_prefixes else sys.maxsize
+    try:
+        yield _Engines(launcher, codec, first.context_tokens_max, block_tokens)
+    finally:
+        await launcher.close()
 
 
 @contextlib.asynccontextmanager
@@ -155,17 +210,19 @@ def _tell_of_weights(launcher: LocalLauncher | RayLauncher) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _fleet(
-    deployment: Deployment, directory: Path, launcher: LocalLauncher | RayLauncher
-) -> AsyncIterator[tuple[Driver, Gateway, int]]:
+async def _fleet(deployment: Deployment, engines: _Engines) -> AsyncIterator[tuple[Driver, Gateway, int]]:
     """Driver and gateway, running: the port answers from here on, /ready says when requests may come."""
     limits = deployment.limits
     control = ControlPlane(deployment.core_policy(), deployment.fleet(), limits.requests_max)
-    driver = Driver(control, launcher, deployment.engine.block_tokens)
-    model = ServedModel(deployment.public_name, int(time.time()), launcher.loaded.context_tokens_max)
+    driver = Driver(control, engines.launcher, engines.block_tokens)
+    membership = None
+    if deployment.vllm.changes_over_http and isinstance(engines.launcher, AttachedLauncher):
+        moves_requests = control.policy.binder is not None
+        membership = AttachedFleet(driver, engines.launcher, moves_requests=moves_requests)
+    model = ServedModel(deployment.public_name, int(time.time()), engines.context_tokens_max)
     gateway = Gateway(
         driver,
-        directory,
+        engines.tokenizer,
         models=[model],
         service_classes=deployment.service_classes(),
         default_class=deployment.default_class,
@@ -173,6 +230,7 @@ async def _fleet(
         port=deployment.port,
         limits=deployment.gateway_limits(),
         priority_max=limits.priority_max,
+        membership=membership,
     )
     driver.start()
     try:
@@ -195,13 +253,18 @@ async def _listen(gateway: Gateway, deployment: Deployment) -> int:
         raise StartError(f"cannot listen on {where}: {error.strerror}", "choose another with --port N") from error
 
 
-async def _fleet_ready(driver: Driver, instances: int) -> int:
+async def _fleet_ready(driver: Driver, instances: int, patience_s: float) -> int:
     """Wait for all instances, or for those that could be started; returns how many there are.
+
+    Once one is ready, the others are waited for no longer than `patience_s`.
 
     Raises:
         StartError: there are none, and none will be tried any more.
     """
-    await driver.wait_until(lambda: driver.has_given_up() or driver.ready_instances >= instances)
+    await driver.wait_until(lambda: driver.has_given_up() or driver.ready_instances >= min(1, instances))
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(None if math.isinf(patience_s) else patience_s):
+            await driver.wait_until(lambda: driver.has_given_up() or driver.ready_instances >= instances)
     if driver.ready_instances < min(1, instances):
         raise StartError("no instance could be started", "the lines above say why each of them failed")
     return driver.ready_instances

@@ -56,7 +56,7 @@ def _notes(deployment: Deployment) -> dict[Path, str]:
         ("threads_per_instance",): f"{deployment.threads} here",
         ("served_name",): deployment.public_name,
     }
-    if deployment.instances is None:
+    if deployment.instances is None and not deployment.attach:
         notes["instances",] = f"{deployment.instances_total} here"
     if deployment.model is None:
         notes["model",] = "the demo model"
@@ -71,6 +71,8 @@ def _notes(deployment: Deployment) -> dict[Path, str]:
 
 def _scalar(value: Any) -> str:
     """One value as YAML on one line."""
+    if isinstance(value, list):
+        value = [each.model_dump(exclude_defaults=True) if isinstance(each, BaseModel) else each for each in value]
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         value = int(value)
     text: str = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=2**31)

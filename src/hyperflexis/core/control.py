@@ -31,6 +31,7 @@ from hyperflexis.core.dispatch import Dispatcher, Placement
 from hyperflexis.core.events import (
     Arrival,
     Event,
+    FleetChanged,
     InstanceDrained,
     InstanceLost,
     InstanceReady,
@@ -40,6 +41,7 @@ from hyperflexis.core.events import (
     RequestArrived,
     RequestCancelled,
     RequestFinished,
+    RequestReturned,
     TransferFailed,
     Wakeup,
 )
@@ -112,8 +114,10 @@ class ControlPlane:
             RequestArrived: self._on_arrived,
             RequestCancelled: self._on_cancelled,
             RequestFinished: self._on_finished,
+            RequestReturned: self._on_returned,
             InstanceReady: self._on_ready,
             InstanceReported: self._on_reported,
+            FleetChanged: self._on_fleet_changed,
             InstanceDrained: self._on_drained,
             InstanceLost: self._on_lost,
             TransferFailed: self._on_transfer_failed,
@@ -242,6 +246,24 @@ class ControlPlane:
         verdict = request.verdict(instance.name)
         self.cluster.observe_end(is_kept=verdict is not None and verdict.attained and not event.failed)
         return [Conclude(request.id, verdict, Reason(Why.FAILED if event.failed else Why.ENDED))]
+
+    def _on_returned(self, event: RequestReturned, now: float) -> list[Command]:
+        """Place it again: elsewhere, if it fits anywhere else."""
+        request = self.cluster.requests.get(event.request_id)
+        if request is None or request.instance_id != event.instance_id:
+            return []
+        instance = self.cluster.instances[event.instance_id]
+        instance.remove(request)
+        self._handed_off.pop(request.id, None)
+        request.tokens_before = event.emitted_tokens
+        if request.id in self.migrations:  # Its target has not got it yet, and never will from there.
+            return self.migrations.lose_request(request)
+        if event.was_refused:  # That says nothing of the request, so it is no reason to give it up.
+            request.dispatches -= 1
+        commands = [self._requeue(request, Why.RETURNED)]
+        if request.state is RequestState.QUEUED and self.cluster.ready:
+            commands.append(self._dispatch(request, now, avoided=instance))
+        return commands
 
     # -- instances
 
@@ -468,14 +490,14 @@ class ControlPlane:
             return [*commands, *self._give_up()]
         return [*commands, *self._dispatch_queue(now)]
 
-    def _requeue(self, request: Request) -> Command:
+    def _requeue(self, request: Request, why: Why = Why.INSTANCE_LOST) -> Command:
         """Back into the queue; unless it was there when several instances died, and may be what kills them."""
         request.step(RequestStep.REQUEUE)
         request.instance_id = None
         if request.dispatches >= DISPATCHES_MAX:
             return self._refuse(request, Reason(Why.LOST_TOO_OFTEN, (("dispatches", float(request.dispatches)),)))
         self.cluster.enqueue(request)
-        return Hold(request.id, Reason(Why.INSTANCE_LOST))
+        return Hold(request.id, Reason(why))
 
     def _refuse(self, request: Request, reason: Reason, retry_after_s: float | None = None) -> Reject:
         request.step(RequestStep.REJECT)
@@ -526,6 +548,12 @@ class ControlPlane:
 
     def _perform(self, moves: Sequence[Move], now: float) -> list[Command]:
         return [self.migrations.begin(request, target, reason, now) for request, target, reason in moves]
+
+    def _on_fleet_changed(self, event: FleetChanged, now: float) -> list[Command]:
+        """Start what is missing now. What is too much is drained by whoever said so, who knows which that is."""
+        self.sizing.change(event.fleet, now)
+        self._is_elastic = self.policy.scaler is not None and event.fleet.is_elastic
+        return self._start_missing(now)
 
     def _on_drained(self, event: InstanceDrained, now: float) -> list[Command]:
         """Take an instance out of service for good; another takes its place if the fleet is short."""
@@ -660,9 +688,10 @@ class ControlPlane:
             return []
         return [self._dispatch(request, now) for request in list(self.cluster.queue)]
 
-    def _dispatch(self, request: Request, now: float) -> Command:
+    def _dispatch(self, request: Request, now: float, *, avoided: Instance | None = None) -> Command:
         self.cluster.dequeue(request)
         instances = self._large_enough(request)
+        instances = [each for each in instances if each is not avoided] or instances
         if not instances:
             tokens = request.prompt_tokens + request.max_tokens
             return self._refuse(request, Reason(Why.TOO_LARGE, (("tokens", float(tokens)),)))

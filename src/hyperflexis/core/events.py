@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from hyperflexis.core.fleet import FleetBounds
 from hyperflexis.core.instance import Capacity
 from hyperflexis.core.latency import LatencyModel, StepShape
 from hyperflexis.core.slo import Slo
@@ -36,6 +37,16 @@ class RequestFinished(NamedTuple):
     request_id: int
     emitted_tokens: int
     failed: bool = False
+
+
+class RequestReturned(NamedTuple):
+    """An instance that lives on gives a request back unfinished; its client has so many tokens of the answer."""
+
+    instance_id: int
+    request_id: int
+    emitted_tokens: int
+    was_refused: bool = False
+    """It never began there, as the instance takes no more for now."""
 
 
 class InstanceReady(NamedTuple):
@@ -85,6 +96,12 @@ class InstanceReported(NamedTuple):
     """Which of the rules that were assigned are in force."""
 
 
+class FleetChanged(NamedTuple):
+    """There are to be other numbers of instances than before."""
+
+    fleet: FleetBounds
+
+
 class InstanceDrained(NamedTuple):
     """An instance is to take no new work, give away what it has, and end."""
 
@@ -131,8 +148,10 @@ Event = (
     RequestArrived
     | RequestCancelled
     | RequestFinished
+    | RequestReturned
     | InstanceReady
     | InstanceReported
+    | FleetChanged
     | InstanceDrained
     | InstanceLost
     | TransferFailed

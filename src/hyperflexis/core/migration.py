@@ -132,6 +132,13 @@ class Migrations:
             commands.append(Abandon(request.id, moved.target.id, Reason(Why.SOURCE_LOST)))
         return commands
 
+    def lose_request(self, request: Request) -> list[Command]:
+        """The same for one request, whose instance lives on without it. It is at no instance any more."""
+        moved = self.under_way[request.id]
+        request.step(RequestStep.LOSE)
+        request.instance_id = None
+        return [Abandon(request.id, moved.target.id, Reason(Why.SOURCE_LOST))]
+
     def lose_target(self, instance: Instance) -> list[Migration]:
         """Its target has died; returns the moves that this ends."""
         ended = [moved for moved in self.under_way.values() if moved.target is instance]

@@ -57,6 +57,8 @@ class Sizing:
         self._asleep_wanted = 0
         self._proposed: dict[Role, int] = {}
         self._next_id = 0
+        self._inherited = 0
+        """Instances that were there when bounds became narrower, as far as they still are."""
         self._failed_launches = 0
         self._launch_at_s = 0.0
         self._shrink_at_s = -math.inf
@@ -75,6 +77,7 @@ class Sizing:
         awake = self.count(AWAKE)
         self.bill.count(awake, self.count(ASLEEP), now)
         self._is_short = self.missing() > 0
+        self._inherited = min(self._inherited, awake)
         starting = [each for each in self._cluster.instances.values() if each.state in STARTING]
         first_s = min((each.tenure.launched_s for each in starting), default=math.inf)
         late_s = first_s + self.fleet.start_timeout_s
@@ -144,6 +147,14 @@ class Sizing:
             self._wanted, self._reason = counts, wanted.reason
             self._asleep_wanted = min(wanted.asleep, self.fleet.affordable_asleep(self.wanted))
         return commands
+
+    def change(self, fleet: FleetBounds, now: float) -> None:
+        """Be within these bounds from now on; what is wanted is the fewest, and starts are tried anew."""
+        self.fleet = fleet
+        self._wanted = {role: each.min for role, each in fleet.ranges.items()}
+        self._failed_launches = 0
+        self._inherited = self.count(AWAKE)
+        self.note(now)
 
     def _affordable(self, counts: dict[Role, int]) -> dict[Role, int]:
         """No more than the budget pays for; what is too much goes from the role that has most above its minimum."""
@@ -274,7 +285,8 @@ class Sizing:
     def check(self) -> None:
         """There are no more than there may be, and what was noted is so."""
         awake = self.count(AWAKE)
-        assert awake <= self.fleet.instances_max, f"{awake} instances, and {self.fleet.instances_max} are allowed"
+        allowed = max(self.fleet.instances_max, self._inherited)
+        assert awake <= allowed, f"{awake} instances, and {allowed} are allowed"
         assert self._is_short == (self.missing() > 0), "what is missing has changed unnoted"
 
 

@@ -125,6 +125,24 @@ class Fleet(Protocol):
         """Whether at least one instance takes requests and the fleet is not draining."""
 
 
+class Membership(Protocol):
+    """What lets whoever asks attach servers as instances, and detach them."""
+
+    def attach(self, url: str, role: str) -> None:
+        """Have a server as an instance, as soon as it answers.
+
+        Raises:
+            ValueError: it cannot be one; the message says why.
+        """
+
+    def detach(self, name: str) -> bool:
+        """Take an instance away, its work going on elsewhere; False if there is none of that name.
+
+        Raises:
+            ValueError: it has to stay; the message says why.
+        """
+
+
 class Backend(Fleet, Protocol):
     """A fleet that also knows what it offers; otherwise whoever builds the gateway says so."""
 

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from hyperflexis.gateway.errors import ApiError, from_decoding
 from hyperflexis.gateway.limits import Limits
-from hyperflexis.gateway.openai_types import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
+from hyperflexis.gateway.openai_types import AttachBody, ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ async def read_body(request: web.Request, kind: type[T], limits: Limits) -> T:
 
 
 _DECODERS: dict[type, msgspec.json.Decoder[Any]] = {
-    kind: msgspec.json.Decoder(kind) for kind in (ChatBody, CompletionBody, TokenizeBody, DetokenizeBody)
+    kind: msgspec.json.Decoder(kind) for kind in (ChatBody, CompletionBody, TokenizeBody, DetokenizeBody, AttachBody)
 }
 
 

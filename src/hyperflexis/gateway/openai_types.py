@@ -135,6 +135,11 @@ class TokenizeBody(msgspec.Struct, kw_only=True):
     return_token_strs: bool | None = None
 
 
+class AttachBody(msgspec.Struct, kw_only=True):
+    url: str
+    role: str = "mixed"
+
+
 class DetokenizeBody(msgspec.Struct, kw_only=True):
     model: str | None = None
     tokens: list[int]

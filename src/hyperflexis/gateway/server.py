@@ -16,14 +16,14 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from hyperflexis.core.slo import ServiceClass
-from hyperflexis.gateway.backend import Backend, Fleet, Offer, ServedModel
+from hyperflexis.gateway.backend import Backend, Fleet, Membership, Offer, ServedModel
 from hyperflexis.gateway.body import read_body, too_large
 from hyperflexis.gateway.chat import chat_prompt
 from hyperflexis.gateway.completions import completion_prompts
 from hyperflexis.gateway.errors import ApiError, invalid
 from hyperflexis.gateway.generation import Generation
 from hyperflexis.gateway.limits import Limits
-from hyperflexis.gateway.openai_types import DetokenizeBody, TokenizeBody
+from hyperflexis.gateway.openai_types import AttachBody, DetokenizeBody, TokenizeBody
 from hyperflexis.gateway.tokenizer import TextCodec
 from hyperflexis.gateway.validation import check_ids, pick_model
 
@@ -53,6 +53,7 @@ class Gateway:
         limits: Limits | None = None,
         priority_max: int | None = None,
         allow_push: bool = True,
+        membership: Membership | None = None,
     ) -> None:
         """Prepare; nothing listens before `start`.
 
@@ -66,6 +67,7 @@ class Gateway:
             port: Port to listen on; 0 takes a free one.
             limits: Sizes and times.
             priority_max: The highest priority that clients get by asking for a number.
+            membership: What attaches and detaches instances for whoever asks; None: nobody may.
             allow_push: False sends every event through aiohttp, one task wake each.
         """
         self._backend = backend
@@ -80,6 +82,7 @@ class Gateway:
         self._limits = limits or Limits()
         self._priority_max = priority_max
         self._allow_push = allow_push
+        self._membership = membership
         self._runner: web.AppRunner | None = None
         self._codec: TextCodec
         self._generation: Generation
@@ -154,6 +157,9 @@ class Gateway:
         routes.add_get("/live", self._alive)
         routes.add_get("/ready", self._ready)
         routes.add_get("/metrics", self._metrics)
+        if self._membership is not None:
+            routes.add_post("/instances", self._attach, expect_handler=expect)
+            routes.add_delete("/instances/{name}", self._detach)
         return app
 
     async def _expect(self, request: web.Request) -> web.StreamResponse | None:
@@ -221,6 +227,26 @@ class Gateway:
         instances = self._backend.instances()
         told = {"ready": ready, "draining": draining, "instances": instances}
         return _json(told, status=200 if ready else 503)
+
+    async def _attach(self, request: web.Request) -> web.StreamResponse:
+        body = await read_body(request, AttachBody, self._limits)
+        assert self._membership is not None
+        try:
+            self._membership.attach(body.url, body.role)
+        except ValueError as error:
+            raise invalid(None, f"It cannot be attached: {error}.") from error
+        return _json({"url": body.url, "role": body.role}, status=202)
+
+    async def _detach(self, request: web.Request) -> web.StreamResponse:
+        name = request.match_info["name"]
+        assert self._membership is not None
+        try:
+            is_known = self._membership.detach(name)
+        except ValueError as error:
+            raise ApiError(409, f"{name} cannot be detached: {error}.", code="conflict") from error
+        if not is_known:
+            raise ApiError(404, f"There is no instance {name}.", code="unknown_instance")
+        return _json({"name": name}, status=202)
 
     async def _metrics(self, request: web.Request) -> web.StreamResponse:
         body = self._generation.metrics.expose()

@@ -8,7 +8,9 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "LICENSE*"]
+TEXT_PATTERNS = ["*.json", "*.jinja", "tokenizer.model", "LICENSE*"]
+"""All that is needed where others have the weights."""
+PATTERNS = ["*.safetensors", *TEXT_PATTERNS]
 
 
 class CheckpointUnavailableError(Exception):
@@ -24,8 +26,8 @@ def demo_directory() -> Path:
     return Path(str(resources.files("hyperflexis"))) / "demo_model"
 
 
-def fetch(hub_id: str) -> Path:
-    """Download a model, with a progress bar, or find it in the cache; returns its directory.
+def fetch(hub_id: str, *, has_weights: bool = True) -> Path:
+    """Download a model, with or without its weights, or find it in the cache; returns its directory.
 
     Raises:
         CheckpointUnavailableError: there is no such model, no right to it, or no way to the hub.
@@ -40,7 +42,7 @@ def fetch(hub_id: str) -> Path:
     )
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=PATTERNS))
+        return Path(snapshot_download(hub_id, allow_patterns=PATTERNS if has_weights else TEXT_PATTERNS))
     except GatedRepoError as error:
         raise CheckpointUnavailableError(
             f"{hub_id} is gated", "accept its terms on the hub, then set HF_TOKEN to a token of that account"

@@ -18,6 +18,7 @@ from dataclasses import asdict
 
 import msgspec
 
+from hyperflexis.adapters.contract import Adapter
 from hyperflexis.core.commands import (
     Abandon,
     AssignRole,
@@ -44,6 +45,7 @@ from hyperflexis.core.control import ControlPlane
 from hyperflexis.core.events import (
     Arrival,
     Event,
+    FleetChanged,
     InstanceDrained,
     InstanceLost,
     InstanceReady,
@@ -53,9 +55,11 @@ from hyperflexis.core.events import (
     RequestArrived,
     RequestCancelled,
     RequestFinished,
+    RequestReturned,
     TransferFailed,
     Wakeup,
 )
+from hyperflexis.core.fleet import FleetBounds
 from hyperflexis.core.instance import Capacity
 from hyperflexis.core.latency import LatencyModel, StepShape
 from hyperflexis.core.prefix import block_hashes
@@ -164,6 +168,24 @@ class Driver:
         """Take an instance out of service: what it has goes on elsewhere. Unknown ones are ignored."""
         self._feed(InstanceDrained(instance_id))
 
+    def change_fleet(self, fleet: FleetBounds) -> None:
+        """Have other numbers of instances from now on; those that are too many are to be removed one by one."""
+        self._feed(FleetChanged(fleet))
+
+    def remove(self, instance_id: int) -> None:
+        """Take an instance away: one that serves is drained, one that only starts is given up. Unknown are ignored."""
+        member = self._members.get(instance_id)
+        if member is not None and member.state == "starting":
+            member.adapter.close()
+            self._on_lost(instance_id, "it was taken away")
+        else:
+            self.drain(instance_id)
+
+    def adapter(self, instance_id: int) -> Adapter | None:
+        """What an instance is spoken to by; None if there is no such instance."""
+        member = self._members.get(instance_id)
+        return None if member is None else member.adapter
+
     def instances(self) -> list[InstanceStatus]:
         return [status_of(f"i{instance_id}", member) for instance_id, member in self._members.items()]
 
@@ -251,6 +273,9 @@ class Driver:
         for request_id, reason in zip(report.finished, report.reasons, strict=True):
             emitted = len(stream.emitted) if (stream := self._streams.get(request_id)) else 0
             self._feed(RequestFinished(instance_id, request_id, emitted, failed=reason == FinishReason.FAILED))
+        for request_id, was_refused in report.returned.items():
+            emitted = len(stream.emitted) if (stream := self._streams.get(request_id)) else 0
+            self._feed(RequestReturned(instance_id, request_id, emitted, was_refused))
 
     def _hand_out(self, report: StepReport) -> None:
         """Give each stream its tokens and remember how those that end have ended."""

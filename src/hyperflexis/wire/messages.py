@@ -294,6 +294,9 @@ class StepReport(msgspec.Struct, frozen=True, array_like=True, tag=1):
     """By request, of those that were handed off and that nobody has called for: what whoever takes it will need."""
     rules_version: int = 0
     """Of the rules in force."""
+    returned: dict[int, bool] = {}
+    """Unfinished requests that are here no more and are to be placed again; whether each was refused before it began,
+    because the instance takes no more for now."""
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag=2):
