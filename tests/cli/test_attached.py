@@ -56,6 +56,8 @@ def test_servers_that_are_started_get_model_name_and_roles() -> None:
     assert roles_of(deployment) == [Role.PREFILL, Role.DECODE, Role.DECODE]
     elastic = sources.load(sets=["launcher=vllm", "scaling.min=0", "scaling.max=4"]).deployment
     assert roles_of(elastic) == [Role.MIXED], "one has to say what all of them can do"
+    apart = sources.load(sets=["launcher=vllm", "scaling.prefill_max=2", "scaling.decode_max=4"]).deployment
+    assert roles_of(apart) == [Role.PREFILL]
 
 
 def test_kv_of_a_token_is_known_from_the_models_configuration(tmp_path: Path) -> None:

@@ -139,6 +139,8 @@ def test_comments_are_aligned_and_name_the_source(tmp_path: Path) -> None:
         "scaling:",
         "  min: 1                    # default",
         "  max: null                 # default",
+        "  prefill_max: null         # default",
+        "  decode_max: null          # default",
         "  asleep_max: 0             # default",
         "  prices:",
         "    active_per_hour: 1      # default",

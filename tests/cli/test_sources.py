@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from hyperflexis.cli import keys, sources
 from hyperflexis.cli.deployment import ClassSection
 from hyperflexis.cli.errors import OperatorError
+from hyperflexis.core.fleet import Range
+from hyperflexis.core.instance import Role
 from hyperflexis.policies import POLICIES
 
 
@@ -197,7 +199,8 @@ def test_every_key_has_a_twin_in_the_environment_and_a_set(key: keys.Key) -> Non
     dotted, variable = key.dotted.replace("<name>", "a_class"), key.env.replace("<NAME>", "A_CLASS")
     path, text = tuple(dotted.split(".")), _example(key)
     # A number of instances that is given, and one that follows demand, exclude each other.
-    size, size_env = ("scaling.max", "SCALING__MAX") if path[0] == "scaling" else ("instances", "INSTANCES")
+    follows_demand = path[0] == "scaling" and path[1] not in ("prefill_max", "decode_max")
+    size, size_env = ("scaling.max", "SCALING__MAX") if follows_demand else ("instances", "INSTANCES")
     if path[0] == "attach":  # They are counted.
         size, size_env = "port", "PORT"
     env = {f"HYPERFLEXIS_{size_env}": "9", variable: text, "HYPERFLEXIS_CLASSES__A_CLASS": "{}"}
@@ -406,3 +409,40 @@ def test_attached_servers_are_urls_or_mappings() -> None:
 )
 def test_what_contradicts_attached_servers_is_refused(values: dict[str, object], said: str) -> None:
     assert said in attached(**values)
+
+
+@pytest.mark.parametrize(
+    ("sets", "said"),
+    [
+        (["scaling.min=4", "scaling.max=3"], "scaling.max in --set: 3 is less than scaling.min, 4"),
+        (["scaling.max=3", "instances=2"], "instances in --set: the number of instances follows scaling.min"),
+        (["scaling.max=3", "prefill=1"], "prefill in --set: the number of instances follows scaling.min"),
+        (["scaling.dry_run=true"], "scaling.dry_run in --set: needs scaling.max"),
+        (["scaling.min=2", "scaling.max=3", "scaling.cost_per_hour_max=1"], "does not pay for scaling.min, 2 at 1"),
+        (["scaling.max=3", "policy=round_robin"], "round_robin keeps the number of instances as it is"),
+        (["scaling.max=3", "scaling.decode_max=3"], "scaling.max in --set: it is about mixed instances"),
+        (["prefill=3", "decode=1", "scaling.prefill_max=2"], "scaling.prefill_max in --set: 2 is less than prefill, 3"),
+        (["scaling.prefill_max=2"], "a fleet of instances that prefill, and none that decodes"),
+        (["prefill=1", "scaling.decode_max=2", "policy=kpa"], "kpa sizes instances of one role only"),
+        (
+            ["prefill=2", "decode=1", "scaling.decode_max=2", "scaling.cost_per_hour_max=2.5"],
+            "does not pay for the fewest instances, 3 at 1",
+        ),
+    ],
+)
+def test_sizes_that_contradict_each_other_are_refused(sets: list[str], said: str) -> None:
+    with pytest.raises(OperatorError) as caught:
+        sources.load(sets=sets)
+    assert said in str(caught.value)
+
+
+def test_bounds_of_mixed_instances_and_of_roles() -> None:
+    together = sources.load(sets=["scaling.min=0", "scaling.max=4"]).deployment.fleet()
+    assert together.ranges == {Role.MIXED: Range(0, 4)}
+    given_apart = ["instances=4", "prefill=1", "decode=2", "scaling.prefill_max=3"]
+    apart = sources.load(sets=given_apart).deployment
+    assert apart.fleet().ranges == {Role.PREFILL: Range(1, 3), Role.MIXED: Range(1, 1), Role.DECODE: Range(2, 2)}
+    assert (apart.instances_min, apart.instances_total) == (4, 6)
+    none = sources.load(sets=["scaling.prefill_max=3", "scaling.decode_max=5"]).deployment
+    assert none.fleet().ranges == {Role.PREFILL: Range(0, 3), Role.DECODE: Range(0, 5)}
+    assert (none.instances_min, none.instances_total, none.moving) == (0, 8, "fixed")

@@ -64,9 +64,10 @@ def serve_spec(deployment: Deployment, directory: Path, attach: AttachSpec) -> S
 
 def roles_of(deployment: Deployment) -> list[Role]:
     """Of the servers that are started first; there is one at least, for it tells what all of them can do."""
-    if deployment.is_elastic:
+    if deployment.scaling.max is not None:
         return [Role.MIXED] * max(1, deployment.instances_min)
-    return list(in_order(deployment.prefills, deployment.mixed, deployment.decodes))
+    fewest = in_order(deployment.prefills, deployment.mixed, deployment.decodes)
+    return list(fewest) or [next(iter(deployment.fleet().ranges))]
 
 
 class AttachedFleet:

@@ -23,7 +23,8 @@ from hyperflexis.cli.errors import OperatorError
 
 if TYPE_CHECKING:
     from hyperflexis.core.control import Policy as CorePolicy
-    from hyperflexis.core.fleet import FleetBounds
+    from hyperflexis.core.fleet import FleetBounds, Range
+    from hyperflexis.core.instance import Role
     from hyperflexis.core.slo import ServiceClass
     from hyperflexis.gateway.limits import Limits
 
@@ -118,6 +119,10 @@ class ScalingSection(Section):
     """Fewest instances; with 0 the first request waits for one to start."""
     max: int | None = Field(default=None, ge=1, le=INSTANCES_MAX)
     """Most instances; null keeps as many as `instances` says."""
+    prefill_max: int | None = Field(default=None, ge=1, le=INSTANCES_MAX)
+    """Most instances that only prefill, `prefill` being the fewest; null keeps as many."""
+    decode_max: int | None = Field(default=None, ge=1, le=INSTANCES_MAX)
+    """Most instances that only decode, `decode` being the fewest; null keeps as many."""
     asleep_max: int = Field(default=0, ge=0, le=INSTANCES_MAX)
     """Most that sleep in place of ending: they hold no KV, and take work again within milliseconds."""
     prices: PricesSection = PricesSection()
@@ -128,6 +133,15 @@ class ScalingSection(Section):
     """A start that takes longer is given up, and another one tried."""
     dry_run: bool = False
     """Whether changes of size are only told, with their reasons, and nothing is done."""
+
+    @property
+    def is_elastic(self) -> bool:
+        return self.max is not None or self.is_apart
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether instances that prefill or that decode are as many as demand asks for."""
+        return self.prefill_max is not None or self.decode_max is not None
 
 
 class LimitsSection(Section):
@@ -341,23 +355,33 @@ class Deployment(Section):
     @property
     def instances_total(self) -> int:
         """How many there are to be, of all roles; the most, where that follows demand."""
-        counted = self.instances or self.prefill + self.decode or INSTANCES_DEFAULT
-        return len(self.attach) or self.scaling.max or counted
+        if self.attach:
+            return len(self.attach)
+        if self.scaling.is_apart:
+            return (self.scaling.prefill_max or self.prefill) + self.mixed + (self.scaling.decode_max or self.decode)
+        return self.scaling.max or self._counted
+
+    @property
+    def _counted(self) -> int:
+        return self.instances or self.prefill + self.decode or (0 if self.scaling.is_apart else INSTANCES_DEFAULT)
 
     @property
     def instances_min(self) -> int:
         """How many there are at first."""
+        if self.scaling.is_apart:
+            return self._counted
         return self.scaling.min if self.is_elastic else self.instances_total
 
     @property
     def is_elastic(self) -> bool:
         """Whether the number of instances follows demand."""
-        return self.scaling.max is not None
+        return self.scaling.is_elastic
 
     @property
     def mixed(self) -> int:
         """Instances that both prefill and decode."""
-        return self.instances_total - self.prefills - self.decodes
+        total = self._counted if self.scaling.is_apart else self.instances_total
+        return total - self.prefills - self.decodes
 
     @property
     def prefills(self) -> int:
@@ -372,13 +396,13 @@ class Deployment(Section):
     @property
     def moving(self) -> fleets.Moving:
         """What the fleet asks of its policy."""
-        return fleets.moving(self.prefills, self.decodes, self.roles)
+        return fleets.moving(self.prefills or self.scaling.is_apart, self.decodes, self.roles)
 
     def fleet(self) -> FleetBounds:
         """The instances as the core knows them."""
         # Here, so that --help loads nothing of the core.
-        from hyperflexis.core.fleet import FleetBounds, Prices, Range
-        from hyperflexis.core.instance import Role, StartSource
+        from hyperflexis.core.fleet import FleetBounds, Prices
+        from hyperflexis.core.instance import StartSource
 
         given = self.scaling
         # All instances of a machine share one copy of the weights; other machines get it from those that have it.
@@ -393,7 +417,7 @@ class Deployment(Section):
                 launch_attempts_max=ATTEMPTS_MAX if self.attach else 5,
             )
         return FleetBounds(
-            {Role.MIXED: Range(given.min, self.instances_total)},
+            self._ranges(),
             prices=Prices(given.prices.active_per_hour, given.prices.asleep_per_hour),
             cost_per_hour_max=math.inf if given.cost_per_hour_max is None else given.cost_per_hour_max,
             sources=sources,
@@ -407,6 +431,21 @@ class Deployment(Section):
             start_timeout_s=given.start_timeout_s,
             is_dry=given.dry_run,
         )
+
+    def _ranges(self) -> dict[Role, Range]:
+        """By role, where the number of instances follows demand."""
+        from hyperflexis.core.fleet import Range
+        from hyperflexis.core.instance import Role
+
+        given = self.scaling
+        if not given.is_apart:
+            return {Role.MIXED: Range(given.min, self.instances_total)}
+        bounds = {
+            Role.PREFILL: (self.prefill, given.prefill_max or self.prefill),
+            Role.MIXED: (self.mixed, self.mixed),
+            Role.DECODE: (self.decode, given.decode_max or self.decode),
+        }
+        return {role: Range(*pair) for role, pair in bounds.items() if pair[1]}
 
     def core_policy(self) -> CorePolicy:
         """A fresh policy, able to serve this fleet."""
@@ -480,8 +519,9 @@ def fleet_contradictions(deployment: Deployment, place: Callable[..., str]) -> l
     elif given.mixed < 0:
         parts = " and ".join(f"{name} {count}" for name in ("prefill", "decode") if (count := getattr(given, name)))
         found.append(f"instances in {place('instances')}: {given.instances} are fewer than {parts}")
-    if given.mixed >= 0 and (lacks := fleets.lonely(given.prefills, given.mixed, given.decodes)):
-        key = "attach" if given.attach else "prefill" if given.prefill else "decode"
+    prefills, decodes = given.scaling.prefill_max or given.prefills, given.scaling.decode_max or given.decodes
+    if given.mixed >= 0 and (lacks := fleets.lonely(prefills, given.mixed, decodes)):
+        key = "attach" if given.attach else "prefill" if prefills else "decode"
         found.append(f"{key} in {place(key)}: a fleet of {lacks}")
     if given.moving != "keeps" or given.is_elastic:
         try:
@@ -500,8 +540,11 @@ def _attach_contradictions(deployment: Deployment, place: Callable[..., str]) ->
     ]
     if given.launcher != "local":
         found.append(f"launcher in {place('launcher')}: servers of attach run already; leave one of the two out")
-    if given.scaling.max is not None:
-        found.append(f"scaling.max in {place('scaling', 'max')}: there are as many instances as servers in attach")
+    found += [
+        f"scaling.{key} in {place('scaling', key)}: there are as many instances as servers in attach"
+        for key in ("max", "prefill_max", "decode_max")
+        if getattr(given.scaling, key) is not None
+    ]
     urls = [each.url for each in given.attach]
     found += [
         f"attach in {place('attach')}: {url} stands there more than once"
@@ -513,20 +556,48 @@ def _attach_contradictions(deployment: Deployment, place: Callable[..., str]) ->
 
 def _scaling_contradictions(deployment: Deployment, place: Callable[..., str]) -> list[str]:
     given, found = deployment.scaling, []
-    if given.max is None:
+    if not given.is_elastic:
         return [f"scaling.dry_run in {place('scaling', 'dry_run')}: needs scaling.max"] if given.dry_run else []
-    if given.max < given.min:
+    if given.is_apart:
+        found += _apart_contradictions(deployment, place)
+    else:
+        found += _together_contradictions(deployment, place)
+    least = deployment.instances_min
+    if given.cost_per_hour_max is not None and least * given.prices.active_per_hour > given.cost_per_hour_max:
+        what = "the fewest instances" if given.is_apart else "scaling.min"
+        found.append(
+            f"scaling.cost_per_hour_max in {place('scaling', 'cost_per_hour_max')}: {given.cost_per_hour_max:g} does "
+            f"not pay for {what}, {least} at {given.prices.active_per_hour:g}"
+        )
+    return found
+
+
+def _together_contradictions(deployment: Deployment, place: Callable[..., str]) -> list[str]:
+    given, found = deployment.scaling, []
+    if given.max is not None and given.max < given.min:
         found.append(f"scaling.max in {place('scaling', 'max')}: {given.max} is less than scaling.min, {given.min}")
     found += [
         f"{key} in {place(key)}: the number of instances follows scaling.min and scaling.max"
         for key in ("instances", "prefill", "decode")
         if getattr(deployment, key)
     ]
-    if given.cost_per_hour_max is not None and given.min * given.prices.active_per_hour > given.cost_per_hour_max:
+    return found
+
+
+def _apart_contradictions(deployment: Deployment, place: Callable[..., str]) -> list[str]:
+    given, found = deployment.scaling, []
+    if given.max is not None:
         found.append(
-            f"scaling.cost_per_hour_max in {place('scaling', 'cost_per_hour_max')}: {given.cost_per_hour_max:g} does "
-            f"not pay for scaling.min, {given.min} at {given.prices.active_per_hour:g}"
+            f"scaling.max in {place('scaling', 'max')}: it is about mixed instances; leave it out beside "
+            "scaling.prefill_max and scaling.decode_max"
         )
+    for role in ("prefill", "decode"):
+        most, least = getattr(given, f"{role}_max"), getattr(deployment, role)
+        if most is not None and most < least:
+            found.append(
+                f"scaling.{role}_max in {place('scaling', f'{role}_max')}: {most} is less than {role}, {least}, which "
+                "says how many there are at least"
+            )
     return found
 
 
