@@ -141,6 +141,10 @@ class StepChooser:
         if self._steps in EARLY_FITS:
             self.latency.adopt(fit(self._history.samples()))
 
+    def samples(self) -> list[Sample]:
+        """What it has learnt, for another one to begin with."""
+        return self._history.samples()
+
     # -- order
 
     def _ordered(self, now: float, decoding: Sequence[Job], prefilling: Sequence[Job]) -> list[Job]:
