@@ -141,7 +141,7 @@ def _by_address(donor: Donor) -> Offer:
 def test_nobody_has_them(bare: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    with pytest.raises(CheckpointError, match="no donor gave the weights: .*does not answer"):
+    with pytest.raises(CheckpointError, match=r"no donor gave the weights: .*does not answer"):
         Weights(bare, DTYPE, asking(offer_at("127.0.0.1", port, SECRET)))
 
 
