@@ -84,7 +84,7 @@ def test_file_is_a_profile_like_any_other(serve: Any, tmp_path: Path, capsys: py
     assert "held out: median error 0." in said
     content = json.loads(out.read_text(encoding="utf-8"))
     assert (content["name"], content["kv_tokens"], content["kv_token_bytes"]) == ("tiny/server", 16_000, 1000)
-    assert f"vLLM 9.9 at {URL}, over HTTP, less 3.8 ms per request" in content["source"]
+    assert f"vLLM 9.9 at {URL}, over HTTP, less 3.7 ms per request" in content["source"]
     assert read_samples(out)
     latency = load_profile(str(out)).latency
     for shape in (StepShape(600, 360_000), StepShape(0, 0, 10, 3_000), StepShape(300, 90_000, 8, 2_000)):

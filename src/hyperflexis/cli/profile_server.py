@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+import numpy as np
 import typer
 
 from hyperflexis import __version__
@@ -25,6 +26,7 @@ from hyperflexis.cli.errors import OperatorError, StartError
 from hyperflexis.cli.profile import SPREAD_MAX, parse_grid, report
 from hyperflexis.cli.profile_file import ProfileFile, check_writable, latency_fields, text_of, write
 from hyperflexis.cli.server_probe import About, Probe, Timed, probing
+from hyperflexis.core.latency import nonnegative_least_squares
 
 FULL = Grid(
     prefill_tokens=(16, 32, 64, 128, 256, 512, 1024, 2048),
@@ -42,6 +44,8 @@ QUICK = Grid(
 )
 SEQS_MAX = 1024
 """A server's own bound is found when it is asked for more."""
+LEAST_SHARE = 0.1
+"""Of what the shortest prompt takes, so much at least is its step, however the rest varies."""
 KV_CONTEXTS = 4
 """So many of the longest contexts is what a server holds that does not say."""
 
@@ -104,13 +108,13 @@ async def _measure(url: str, grid: Grid) -> tuple[About, Measured]:
 async def measure(probe: Probe, grid: Grid) -> Measured:
     """Time all steps of the grid that the server can take, in rounds, so that what disturbs it disturbs all alike."""
     trials = _trials(grid, probe.about)
-    await probe.measure_overhead(grid.rounds)
+    await probe.warm_up()
     seen: dict[int, list[Timed]] = defaultdict(list)
     for _ in range(grid.rounds):
         for index, trial in enumerate(trials):
             if (timed := await probe.time(trial)) is not None:
                 seen[index].append(timed)
-    return _summed(probe, trials, seen)
+    return _summed(trials, seen)
 
 
 def _trials(grid: Grid, about: About) -> list[Trial]:
@@ -132,17 +136,46 @@ def _is_lone_prompt(trial: Trial, about: About) -> bool:
     return not trial.decode_seqs and trial.chunk_tokens < about.context_tokens_max
 
 
-def _summed(probe: Probe, trials: Sequence[Trial], seen: dict[int, list[Timed]]) -> Measured:
+def _summed(trials: Sequence[Trial], seen: dict[int, list[Timed]]) -> Measured:
     timed, spreads = [], []
     for index in sorted(seen):
         times_s = [each.actual_s for each in seen[index]]
-        middle_s = statistics.median(times_s)
-        timed.append(seen[index][0]._replace(actual_s=middle_s))
+        # The shortest: a server has neighbours, and these can only delay it.
+        timed.append(min(seen[index], key=lambda each: each.actual_s))
         if len(times_s) > 1:
-            low_s, _, high_s = statistics.quantiles(times_s, n=4, method="inclusive")
+            low_s, middle_s, high_s = statistics.quantiles(times_s, n=4, method="inclusive")
             spreads.append((high_s - low_s) / middle_s)
     skipped = [trial for index, trial in enumerate(trials) if index not in seen]
-    return Measured(timed, statistics.median(spreads or [0.0]), skipped, probe.overhead_s)
+    overhead_s = overhead(timed)
+    return Measured(
+        [_without(each, overhead_s) for each in timed], statistics.median(spreads or [0.0]), skipped, overhead_s
+    )
+
+
+def overhead(timed: Sequence[Timed]) -> float:
+    """What a request takes beside its step: what a prompt without tokens would take longer than a decode.
+
+    HTTP, parsing and the way back: of the profile of a step they are no part.
+    """
+    prompts = [(each.trial.chunk_tokens, each.actual_s) for each in timed if not each.trial.decode_seqs]
+    decodes = [each for each in timed if not each.trial.chunk_tokens]
+    if not prompts or not decodes:
+        return 0.0
+    rows = np.array([(1.0, tokens, tokens**2) for tokens, _ in prompts])
+    times_s = np.array([actual_s for _, actual_s in prompts])
+    fixed_s = float(nonnegative_least_squares(rows / times_s[:, None], np.ones(len(prompts)))[0])
+    return max(0.0, fixed_s - _least(decodes))
+
+
+def _without(timed: Timed, overhead_s: float) -> Timed:
+    """Decodes and what comes between them have none of it."""
+    if timed.trial.decode_seqs or not overhead_s:
+        return timed
+    return timed._replace(actual_s=max(timed.actual_s - overhead_s, timed.actual_s * LEAST_SHARE))
+
+
+def _least(decodes: Sequence[Timed]) -> float:
+    return min(decodes, key=lambda timed: (timed.trial.decode_seqs, timed.trial.context_tokens)).actual_s
 
 
 def source_of(url: str, about: About, overhead_s: float, today: date) -> str:

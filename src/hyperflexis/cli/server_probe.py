@@ -1,13 +1,12 @@
 """Times the steps of a server that can only be asked over HTTP, from when its answers come.
 
-    prefill   one prompt that nothing else runs beside: its first token, less what every request takes (`overhead_s`)
-    decode    the time between tokens while a known number of answers is being written
-    mixed     the longest gap in these answers while a prompt of known length comes in between
+    prefill   one prompt that nothing else runs beside: its first token, and with it what every request takes besides
+    decode    time per token while a known number of answers is being written
+    mixed     what answers fall behind that pace by while a prompt of known length comes in between, and one step
 
-Prompts are token ids drawn at random, so that no prefix cache has them. What a request takes beside its step (HTTP,
-parsing, the way back) is what one token of prompt takes longer than one token of answer.
-
-Knows the OpenAI interface and the few fields that vLLM adds to it, no grid and no model.
+Prompts are token ids drawn at random, so that no prefix cache has them. What begins with a request is tried a few
+times, and the shortest time taken: others can only delay it. Knows the OpenAI interface and the few fields that vLLM
+adds to it, no grid and no model.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import asyncio
 import random
 import re
 import statistics
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -31,13 +30,15 @@ from hyperflexis.cli.errors import StartError
 TOKEN_IDS = range(100, 1000)
 """Every vocabulary has these, and none of them is special."""
 TOKENS_MIN = 8
-"""Gaps between tokens of each answer that a step time is the median of."""
+"""Of each answer, for a pace. Gaps alone say little: tokens may come two at a time."""
 WARM_TOKENS = 3
 """Of each answer, before gaps count."""
 SPLIT = 1.5
 """A gap so many times as long as usual is one in which a prompt was computed; two of them, and it was split."""
 SETTLE_S = 0.1
 """What a server has to notice that nobody reads its answers any more, before something else is timed."""
+REPEATS = 3
+"""Times that a prompt is tried."""
 ANSWER_S = 120.0
 """How long a server may be silent."""
 
@@ -81,8 +82,6 @@ class Probe:
         self._session = session
         self._url = url
         self.about = about
-        self.overhead_s = 0.0
-        """What a request takes beside its step, once it is measured."""
         self._draw = random.Random(seed)
 
     async def time(self, trial: Trial) -> Timed | None:
@@ -92,41 +91,38 @@ class Probe:
             StartError: it refuses, or falls silent.
         """
         if not trial.decode_seqs:
-            return Timed(trial, max(1e-6, await self._first_token_s(trial.chunk_tokens) - self.overhead_s))
+            return Timed(trial, min([await self._first_token_s(trial.chunk_tokens) for _ in range(REPEATS)]))
         return await self._time_beside(trial) if trial.chunk_tokens else await self._time_decodes(trial)
 
-    async def measure_overhead(self, rounds: int) -> None:
-        """Find out what every request takes beside its step. Also warms the server up."""
-        answer = await self._ask(1, 4 * TOKENS_MIN)
-        decode_s = statistics.median(late - early for early, late in pairwise(answer.at_s))
-        firsts_s = [await self._first_token_s(1) for _ in range(2 * rounds + 1)]
-        self.overhead_s = max(0.0, statistics.median(firsts_s) - decode_s)
+    async def warm_up(self) -> None:
+        """What a server does for the first time takes longer."""
+        for prompt_tokens in (1, self.about.context_tokens_max // 2):
+            await self._ask(prompt_tokens, TOKENS_MIN)
 
     async def _first_token_s(self, prompt_tokens: int) -> float:
         answer = await self._ask(prompt_tokens, 1)
         return answer.at_s[0] - answer.sent_s
 
     async def _time_decodes(self, trial: Trial) -> Timed | None:
-        async with self._streams(trial, TOKENS_MIN) as (streams, tasks):
+        async with self._streams(trial, 3 * TOKENS_MIN) as (streams, tasks):
             await asyncio.gather(*tasks)
         begin_s = max(stream.at_s[min(WARM_TOKENS, len(stream.at_s) - 1)] for stream in streams)
         return _steady(streams, begin_s, min(stream.at_s[-1] for stream in streams))
 
     async def _time_beside(self, trial: Trial) -> Timed | None:
-        async with self._streams(trial, 3 * TOKENS_MIN) as (streams, tasks):
-            if not await _come(tasks, lambda: min(len(stream.at_s) for stream in streams) > WARM_TOKENS + TOKENS_MIN):
-                return None
-            prompt = await self._ask(trial.chunk_tokens, 1)
-            if not await _come(tasks, lambda: min(stream.at_s[-1] for stream in streams) > prompt.at_s[0]):
-                return None
-        usual = _steady(streams, max(stream.at_s[WARM_TOKENS] for stream in streams), prompt.sent_s)
-        gaps_s = [_gaps_s(stream, prompt.sent_s, prompt.at_s[0]) for stream in streams]
-        if usual is None or not all(gaps_s):
-            return None
-        if any(sum(gap_s > SPLIT * usual.actual_s for gap_s in of_one) > 1 for of_one in gaps_s):
-            return None
-        at = usual.trial._replace(chunk_seqs=1, chunk_tokens=trial.chunk_tokens)
-        return Timed(at, statistics.median(max(of_one) for of_one in gaps_s))
+        beside: list[Timed] = []
+        async with self._streams(trial, (1 + 2 * REPEATS) * TOKENS_MIN) as (streams, tasks):
+            begin_s = 0.0
+            for _ in range(REPEATS):
+                if not await _written(streams, tasks, begin_s, WARM_TOKENS + TOKENS_MIN):
+                    break
+                prompt = await self._ask(trial.chunk_tokens, 1)
+                if not await _written(streams, tasks, prompt.at_s[0], 1):
+                    break
+                if (timed := _gap(streams, prompt, begin_s)) is not None:
+                    beside.append(timed)
+                begin_s = prompt.at_s[0]
+        return min(beside, key=lambda timed: timed.actual_s, default=None)
 
     @asynccontextmanager
     async def _streams(self, trial: Trial, tokens: int) -> AsyncIterator[tuple[list[Stream], list[asyncio.Task[None]]]]:
@@ -175,9 +171,23 @@ class Probe:
             raise StartError(f"{self._url} answers a completion without a token")
 
 
-async def _come(tasks: Sequence[asyncio.Task[None]], is_there: Callable[[], bool]) -> bool:
-    """Wait until it is so; False if an answer ends before."""
-    while not is_there():
+def _gap(streams: Sequence[Stream], prompt: Stream, begin_s: float) -> Timed | None:
+    """The step in which the prompt was computed, beside answers that were alone since then; None if it was split."""
+    alone_s = max(begin_s, *(stream.at_s[WARM_TOKENS] for stream in streams))
+    usual = _steady(streams, alone_s, prompt.sent_s)
+    if usual is None:
+        return None
+    gaps_s = [_gaps_s(stream, prompt.sent_s, prompt.at_s[0]) for stream in streams]
+    if any(sum(gap_s > SPLIT * usual.actual_s for gap_s in of_one) > 1 for of_one in gaps_s):
+        return None
+    behind_s = [sum(of_one) - len(of_one) * usual.actual_s for of_one in gaps_s]
+    at = usual.trial._replace(chunk_seqs=1, chunk_tokens=prompt.prompt_tokens)
+    return Timed(at, usual.actual_s + max(0.0, statistics.median(behind_s)))
+
+
+async def _written(streams: Sequence[Stream], tasks: Sequence[asyncio.Task[None]], since_s: float, tokens: int) -> bool:
+    """Wait until every answer has got so many tokens since then; False if one ends before."""
+    while any(len(stream.at_s) - stream.emitted_by(since_s) < tokens for stream in streams):
         if any(task.done() for task in tasks):
             return False
         await asyncio.sleep(0.001)
@@ -196,7 +206,7 @@ def _steady(streams: Sequence[Stream], begin_s: float, end_s: float) -> Timed | 
     middle_s = (begin_s + end_s) / 2
     contexts = [stream.prompt_tokens + stream.emitted_by(middle_s) for stream in streams]
     trial = Trial(decode_seqs=len(streams), context_tokens=max(2, round(statistics.mean(contexts))))
-    return Timed(trial, statistics.median(statistics.median(of_one) for of_one in gaps_s))
+    return Timed(trial, statistics.median(statistics.mean(of_one) for of_one in gaps_s))
 
 
 def _gaps_s(stream: Stream, begin_s: float, end_s: float) -> list[float]:
