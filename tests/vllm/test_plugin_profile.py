@@ -13,7 +13,7 @@ from hyperflexis.sim.profiles import load_profile
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
 
-GRID = ["prefill_tokens=16,48,96,192,384", "decode_seqs=1,4,16", "context_tokens=48,128,200"]
+GRID = ["prefill_tokens=16,48,96,192,384", "decode_seqs=1,4,16", "context_tokens=48,200", "rounds=2"]
 
 
 def test_unseen_steps_are_predicted(plugin_server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -22,9 +22,8 @@ def test_unseen_steps_are_predicted(plugin_server: Server, tmp_path: Path, capsy
     said = capsys.readouterr().out
     found = re.search(r"held out: median error ([\d.]+)% of (\d+) steps", said)
     assert found is not None, said
-    print(said)
-    assert int(found[2]) >= 4
-    assert float(found[1]) <= 40, "on a machine that others use too; alone it is below 15, see docs/vllm_plugin.md"
+    assert int(found[2]) >= 3
+    assert float(found[1]) <= 40, f"others may use the machine too, but:\n{said}"
     profile = load_profile(str(out))
     assert profile.kv_tokens == 8192
     assert profile.kv_token_bytes == 8192

@@ -4,9 +4,9 @@
     decode    time per token while a known number of answers is being written
     mixed     what answers fall behind that pace by while a prompt of known length comes in between, and one step
 
-Prompts are token ids drawn at random, so that no prefix cache has them. What begins with a request is tried a few
-times, and the shortest time taken: others can only delay it. Knows the OpenAI interface and the few fields that vLLM
-adds to it, no grid and no model.
+Prompts are token ids drawn at random, so that no prefix cache has them. A prompt alone is tried a few times, and the
+shortest time taken: others can only delay it. Answers whose tokens come in heaps tell no pace. Knows the OpenAI
+interface and the few fields that vLLM adds to it, no grid and no model.
 """
 
 from __future__ import annotations
@@ -30,9 +30,11 @@ from hyperflexis.cli.errors import StartError
 TOKEN_IDS = range(100, 1000)
 """Every vocabulary has these, and none of them is special."""
 TOKENS_MIN = 8
-"""Of each answer, for a pace. Gaps alone say little: tokens may come two at a time."""
+"""Of each answer, for a pace."""
 WARM_TOKENS = 3
 """Of each answer, before gaps count."""
+INSTANT_S = 1e-4
+"""Tokens that come one after the other no later than this have come together."""
 SPLIT = 1.5
 """A gap so many times as long as usual is one in which a prompt was computed; two of them, and it was split."""
 SETTLE_S = 0.1
@@ -104,7 +106,7 @@ class Probe:
         return answer.at_s[0] - answer.sent_s
 
     async def _time_decodes(self, trial: Trial) -> Timed | None:
-        async with self._streams(trial, 3 * TOKENS_MIN) as (streams, tasks):
+        async with self._streams(trial, 6 * TOKENS_MIN) as (streams, tasks):
             await asyncio.gather(*tasks)
         begin_s = max(stream.at_s[min(WARM_TOKENS, len(stream.at_s) - 1)] for stream in streams)
         return _steady(streams, begin_s, min(stream.at_s[-1] for stream in streams))
@@ -122,7 +124,9 @@ class Probe:
                 if (timed := _gap(streams, prompt, begin_s)) is not None:
                     beside.append(timed)
                 begin_s = prompt.at_s[0]
-        return min(beside, key=lambda timed: timed.actual_s, default=None)
+        if not beside:
+            return None
+        return beside[0]._replace(actual_s=statistics.median(timed.actual_s for timed in beside))
 
     @asynccontextmanager
     async def _streams(self, trial: Trial, tokens: int) -> AsyncIterator[tuple[list[Stream], list[asyncio.Task[None]]]]:
@@ -201,7 +205,7 @@ def _now() -> float:
 def _steady(streams: Sequence[Stream], begin_s: float, end_s: float) -> Timed | None:
     """The step that is taken while all answers are being written; None if that is too short a time."""
     gaps_s = [_gaps_s(stream, begin_s, end_s) for stream in streams]
-    if min(len(of_one) for of_one in gaps_s) < TOKENS_MIN // 2:
+    if any(sum(gap_s > INSTANT_S for gap_s in of_one) < max(TOKENS_MIN, len(of_one)) // 2 for of_one in gaps_s):
         return None
     middle_s = (begin_s + end_s) / 2
     contexts = [stream.prompt_tokens + stream.emitted_by(middle_s) for stream in streams]
