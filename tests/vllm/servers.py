@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-START_S = 180.0
+START_S = 300.0
 END_S = 15.0
 KV_BYTES = 64 << 20
 LEASE_S = 300
