@@ -31,7 +31,7 @@ def job(name: int, tokens: int = 100, *, at_s: float = 0.0, priority: int = 0, *
 def answering(name: int, *, now: float, emitted: int = 4, tpot_s: float | None = 0.05, most: int = 32) -> Job:
     """A decode on which the next token is due in one whole pace."""
     one = Job(name, 50, most, Slo(tpot_s=tpot_s), now - 1.0)
-    one.emitted, one.computed = emitted, 50 + emitted - 1
+    one.emitted, one.computed, one.has_begun = emitted, 50 + emitted - 1, True
     one.begin_to_answer(now)
     if one.pace_s is not None:
         one.anchor_s = now - (emitted - 1) * one.pace_s
@@ -67,7 +67,7 @@ def test_priority_decides_who_is_late_and_not_who_is_first() -> None:
 
 def test_what_has_begun_gives_way_to_what_is_urgent() -> None:
     begun = job(0, 5_000, ttft_s=30.0)
-    begun.computed = 1_000
+    begun.computed, begun.has_begun = 1_000, True
     choice = chooser().choose(0.1, [answering(9, now=0.1)], [begun, job(1, 200, at_s=0.1, ttft_s=0.2)], PLENTY)
     assert names(choice.order) == [1, 0]
     assert choice.tokens[1] == 200, "all of it, and the rest of the step for who had begun"
@@ -117,11 +117,23 @@ def test_answer_that_comes_next_is_not_made_late_by_its_neighbour() -> None:
 
 def test_who_finds_no_seat_or_room_holds_nobody_up() -> None:
     begun = job(0, 400, ttft_s=9.0)
-    begun.computed = 100
+    begun.computed, begun.has_begun = 100, True
     waiting = [begun, job(1, 300, ttft_s=1.0)]
     assert chooser().choose(0.0, [], waiting, Room(2_000, seats=0)).tokens == {0: 300}
     assert chooser().choose(0.0, [], waiting, Room(2_000, seats=5, kv_tokens=200)).tokens == {0: 300}
     assert chooser().choose(0.0, [], waiting, Room(2_000, seats=5)).tokens == {0: 300, 1: 300}
+
+
+def test_small_ones_do_not_pass_who_waits_for_memory() -> None:
+    waiting = [job(0, 900, ttft_s=1.0), job(1, 50, ttft_s=2.0)]
+    assert chooser().choose(0.0, [], waiting, Room(2_000, seats=5, kv_tokens=500)).tokens == {}
+
+
+def test_cached_prefix_is_no_work() -> None:
+    cached = job(0, 1_000, ttft_s=9.0)
+    cached.computed = cached.cached_tokens = 900
+    choice = chooser().choose(0.0, [], [cached], Room(2_000, seats=5, kv_tokens=500))
+    assert choice.tokens == {0: 100}
 
 
 def test_latest_of_all_gets_a_trickle_in_the_end() -> None:

@@ -26,15 +26,17 @@ UNKNOWN = LatencyModel(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 class Job:
-    """A request, with what is kept of it from step to step. `computed` and `emitted` are told before each step."""
+    """A request, and what is kept of it. `computed`, `emitted` and `has_begun` are told before each step."""
 
     __slots__ = (
         "anchor_s",
         "arrived_s",
+        "cached_tokens",
         "computed",
         "deadline_s",
         "emitted",
         "first_token_s",
+        "has_begun",
         "id",
         "is_admitted",
         "max_tokens",
@@ -60,8 +62,13 @@ class Job:
         self.arrived_s = arrived_s
         self.priority = priority
         """Higher is more important."""
+        self.cached_tokens = 0
+        """What the prefix cache had of it when it came."""
         self.computed = 0
+        """Tokens that need not be computed, be it because the prefix cache has them."""
         self.emitted = 0
+        self.has_begun = False
+        """Whether it holds blocks."""
         self.first_token_s: float | None = None
         self.pace_s: float | None = None
         self.anchor_s = math.inf
@@ -198,8 +205,9 @@ class StepChooser:
         for job, most in self._entering(now, order):
             if tokens_left <= 0 or (room_s <= 0 and not floor):
                 break
-            begins = job.computed == 0
+            begins = not job.has_begun
             if begins and (seats <= 0 or kv_tokens < job.left):
+                kv_tokens = 0  # Who needs less does not pass who came first, for whom there would then never be room.
                 continue
             fits = tokens_left if room_s == math.inf else model.chunk_tokens(room_s, job.computed)
             tokens = min(most, tokens_left, job.left, max(fits, floor))

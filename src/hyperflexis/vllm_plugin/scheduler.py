@@ -48,6 +48,8 @@ class SloScheduler(Scheduler):
         self._jobs: WeakKeyDictionary[Request, Job] = WeakKeyDictionary()
         self._job_ids = itertools.count()
         self._caps: dict[str, int] = {}
+        # Where chunks must end at certain places, vLLM alone says where.
+        self._may_cap = self.scheduler_config.enable_chunked_prefill and not self.need_mamba_block_aligned_split
         self._is_capped = True
         self._begun: deque[tuple[float, StepShape]] = deque()
         """Steps whose outcome has not come yet."""
@@ -108,7 +110,7 @@ class SloScheduler(Scheduler):
         self.running += [prefills[job.id] for job in choice.order if job.id in prefills]
         _refill(self.waiting, blocked + [waiting[job.id] for job in choice.order if job.id in waiting])
         self._caps = {}
-        if self._is_capped:
+        if self._is_capped and self._may_cap:
             for job_id, request in itertools.chain(prefills.items(), waiting.items()):
                 self._caps[request.request_id] = choice.tokens.get(job_id, 0)
         return decoding
@@ -125,7 +127,9 @@ class SloScheduler(Scheduler):
         job = self._jobs.get(request)
         if job is None:  # It came by another way than `add_request`.
             job = self._jobs[request] = self._job(request)
-        job.computed, job.emitted = request.num_computed_tokens, request.num_output_tokens
+        computed = request.num_computed_tokens
+        job.has_begun, job.emitted = computed > 0, request.num_output_tokens
+        job.computed = computed if job.has_begun else job.cached_tokens
         return job
 
     def _job(self, request: Request) -> Job:
@@ -138,7 +142,10 @@ class SloScheduler(Scheduler):
         # vLLM's clock for arrivals is that of the day.
         arrived_s = time.monotonic() - max(0.0, time.time() - request.arrival_time)
         prompt, most = request.num_prompt_tokens, max(1, request.max_tokens)
-        return Job(next(self._job_ids), prompt, most, slo, arrived_s, -request.priority)
+        job = Job(next(self._job_ids), prompt, most, slo, arrived_s, -request.priority)
+        if not self.enable_kv_cache_events:  # A look into the cache could make some.
+            job.cached_tokens = self.kv_cache_manager.get_computed_blocks(request)[1]
+        return job
 
     def _shape(self, scheduled: dict[str, int], decoding: list[Job]) -> StepShape:
         """What the step computes, now that vLLM knows what the prefix cache had."""
