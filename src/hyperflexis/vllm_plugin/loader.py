@@ -7,17 +7,17 @@ engine does not know, with a warning.
 from __future__ import annotations
 
 import copy
-import logging
 from pathlib import Path
 from typing import Any
 
+from vllm.logger import init_logger
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
 from hyperflexis.engine.errors import EngineError
 from hyperflexis.vllm_plugin.peers import Peers, peers
 from hyperflexis.vllm_plugin.weights import Weights
 
-log = logging.getLogger(__name__)
+log = init_logger(f"vllm.{__name__}")  # What is below that name is shown as vLLM shows its own.
 
 _lent: list[Weights] = []
 """What this process lends, as long as it lives: vLLM keeps no loader."""
@@ -46,7 +46,7 @@ class PeerModelLoader(DefaultModelLoader):
         for failure in weights.failures:
             log.warning("a donor did not give the weights: %s", failure)
         where = "" if weights.lent_at is None else ", lent on {}:{}".format(*weights.lent_at)
-        log.warning("weights of %s come from %s%s", model_config.model, weights.origin, where)
+        log.info("weights of %s come from %s%s", model_config.model, weights.origin, where)
         if weights.lent_at is None:
             weights.close()
         else:

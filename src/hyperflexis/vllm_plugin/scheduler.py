@@ -10,7 +10,6 @@ tested with: the methods of a scheduler are not public in vLLM, and one of them 
 from __future__ import annotations
 
 import itertools
-import logging
 import math
 import time
 from collections import deque
@@ -18,6 +17,7 @@ from collections.abc import Iterable
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from vllm.logger import init_logger
 from vllm.v1.core.sched.request_queue import FCFSRequestQueue
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
@@ -28,7 +28,7 @@ from hyperflexis.vllm_plugin.chooser import Job, Room, StepChooser, shape_of
 from hyperflexis.vllm_plugin.promises import promised
 from hyperflexis.vllm_plugin.settings import settings
 
-log = logging.getLogger(__name__)
+log = init_logger(f"vllm.{__name__}")  # What is below that name is shown as vLLM shows its own.
 
 CAP = "_reserve_prefill_lookahead"
 """What vLLM asks, with a number of tokens, before it gives a prefill that many."""
