@@ -8,11 +8,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+VLLM := .venv-vllm
+VLLM_INSTALLED := $(VLLM)/.installed
 TESTS ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test soak check bench bench-scheduling bench-disaggregation bench-scaling format constraints clean
+.PHONY: help setup serve test test-vllm soak check bench bench-scheduling bench-disaggregation bench-scaling format constraints clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -31,6 +33,14 @@ serve: setup ## Serve MODEL (default: the demo model) on PORT, with ARGS
 
 test: setup ## Run the tests (TESTS, ARGS and WORKERS narrow and widen)
 	$(BIN)/pytest -n $(WORKERS) $(TESTS) $(ARGS)
+
+# Of its own, for vLLM pins what the rest pins otherwise; 2.4 GiB.
+$(VLLM_INSTALLED): pyproject.toml tests/vllm/requirements.txt tests/vllm/environment.py
+	$(PYTHON) tests/vllm/environment.py $(VLLM)
+	@touch $@
+
+test-vllm: $(VLLM_INSTALLED) ## Run the tests that need vLLM, with real servers on the CPU, in .venv-vllm (about ten minutes from nothing)
+	$(VLLM)/bin/pytest -m vllm $(or $(TESTS),tests/vllm) $(ARGS)
 
 soak: setup ## Play the tests of moves at random for longer, other worlds each time (SOAK times as many as the suite)
 	SOAK=$(or $(SOAK),20) $(BIN)/pytest -n $(WORKERS) -m soak $(TESTS) $(ARGS)
@@ -65,5 +75,5 @@ constraints: setup ## Pin in constraints.txt what .venv holds now
 	@touch $(INSTALLED)
 
 clean: ## Remove what is built and cached, .venv too
-	rm -rf $(VENV) build dist .coverage htmlcov .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM) build dist .coverage htmlcov .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

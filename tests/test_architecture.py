@@ -30,6 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "adapters.native": {"core", "wire", "engine", "transfer", "adapters"},
     "adapters.vllm": {"core", "wire", "adapters"},
     "adapters.modelled": {"core", "wire", "adapters"},
+    "vllm_plugin": {"core", "engine", "transfer", "adapters.native.arena_memory"},
     "runtime": {"core", "policies", "wire", "adapters"},
     "gateway": {"core.slo", "wire"},
     "bench": {"core.slo", "wire"},
@@ -42,10 +43,10 @@ WIRING = {"", "__main__", "cli"}
 """Parts that put the others together. Nobody imports them, but for `from hyperflexis import __version__`."""
 
 ONLY_IN: dict[str, set[str]] = {
-    "torch": {"engine", "transfer.cuda_ipc", "adapters.native"},
+    "torch": {"engine", "transfer.cuda_ipc", "adapters.native", "vllm_plugin.weights", "vllm_plugin.loader"},
     "safetensors": {"engine", "adapters.native"},
     "nixl": {"transfer.nixl"},
-    "vllm": {"adapters.vllm"},
+    "vllm": {"adapters.vllm", "vllm_plugin.loader", "vllm_plugin.plugin", "vllm_plugin.scheduler"},
     "ray": {"runtime.launchers.ray"},
     "aiohttp": {"gateway", "bench", "dashboard", "adapters.vllm", "cli"},
     "httptools": {"adapters.vllm"},
@@ -197,6 +198,8 @@ PROBES = [
     ".gateway",
     ".transfer.receiver",
     ".adapters.vllm.standin.server",
+    ".vllm_plugin.plugin",
+    ".vllm_plugin.chooser",
     ".cli.main",
     ".cli.serve",
 ]
@@ -294,6 +297,7 @@ CLEAN = {
     "runtime/launchers/ray.py": "import ray",
     "sim/kernel.py": "from hyperflexis.core import control",
     "gateway/backend.py": "import aiohttp\nfrom hyperflexis import __version__\nfrom hyperflexis.core.slo import Slo",
+    "vllm_plugin/scheduler.py": "from vllm.v1 import request\nfrom hyperflexis.core import slo\nfrom . import chooser",
     "cli/main.py": "import typer\nfrom hyperflexis import __version__, core, gateway, runtime",
 }
 

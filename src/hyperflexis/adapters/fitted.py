@@ -25,6 +25,7 @@ class Error(NamedTuple):
     """Their mean."""
     p90: float
     steps: int
+    median: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ class Fitted:
         ]
         if not errors:
             return None
-        return Error(float(np.mean(errors)), float(np.quantile(errors, 0.9)), len(errors))
+        return Error(float(np.mean(errors)), float(np.quantile(errors, 0.9)), len(errors), float(np.median(errors)))
 
 
 def _hold_out(samples: Sequence[Sample]) -> list[bool]:

@@ -306,7 +306,15 @@ def profile(
     dtype: Dtype = None,
     sets: Sets = None,
 ) -> None:
-    """Measure an engine over a grid of steps and fit the latency profile that budgets and `simulate` are made from."""
+    """Measure an engine over a grid of steps and fit the latency profile that budgets and `simulate` are made from.
+
+    MODEL may be the address of a running server, such as http://127.0.0.1:8000, which is then measured from outside.
+    """
+    if model is not None and model.startswith(("http://", "https://")):
+        from hyperflexis.cli.profile_server import run as run_server
+
+        _refuse_beside_address(config=config, device=device, dtype=dtype, set=sets)
+        raise typer.Exit(run_server(model, out, is_quick=is_quick, grid=grid or ()))
     settings = _load(config, sets, model=model, device=device, dtype=dtype)
     from hyperflexis.cli.profile import run
 
@@ -357,6 +365,12 @@ def _scaling_flags(fewest: str | None, most: str | None, *, is_dry: bool) -> dic
 def _listed(urls: list[str] | None) -> str | None:
     """As the key takes them: a YAML list."""
     return json.dumps(urls) if urls else None
+
+
+def _refuse_beside_address(**given: object) -> None:
+    for name, value in given.items():
+        if value:
+            raise OperatorError(f"--{name} says how a model is to be loaded, and a running server has loaded its own")
 
 
 def _load(config: Path | None, sets: list[str] | None, **given: str | None) -> sources.Settings:

@@ -28,8 +28,8 @@ class ProfileFile(msgspec.Struct, frozen=True, kw_only=True):
     """Fields of `core.latency.LatencyModel`."""
     kv_tokens: int
     """What one instance holds."""
-    kv_token_bytes: int
-    """What each of them takes, and what moving it moves."""
+    kv_token_bytes: int | None
+    """What each of them takes, and what moving it moves; None: not known."""
     source: str
     mape: dict[str, float]
     """Mean relative error by kind of step on what was fitted, and of all on what was held out."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 
-from hyperflexis.core.latency import LatencyModel
+from hyperflexis.core.latency import LatencyModel, OnlineLatency
 from hyperflexis.core.slo import Slo
 
 AIM = 0.97
@@ -87,3 +87,21 @@ def prefill_inflation(model: LatencyModel, chunk_tokens: int, seqs: int, context
     fixed_s = model.base_s(True, seqs > 0)
     fixed_s += model.decode_seq_s * seqs + model.context_token_s * context_tokens
     return (fixed_s + work_s) / work_s
+
+
+def prefill_room_s(latency: OnlineLatency, longest_s: float, seqs: int, context_tokens: int) -> float:
+    """Seconds of prefill, as the model counts them, that make a step beside these decodes take `longest_s`."""
+    model = latency.model
+    if not seqs:
+        return longest_s / latency.correction.factor("prefill") - model.prefill_base_s
+    step_s = longest_s / latency.correction.factor("mixed")
+    return step_s - model.decode_step_s(seqs, context_tokens) - max(0.0, model.prefill_base_s - model.decode_base_s)
+
+
+def stretch(latency: OnlineLatency, pace_s: float, seqs: int, context_tokens: int, bounds: tuple[int, int]) -> float:
+    """How many times its own work a prefill takes beside decodes, of which the strictest has this pace (or none)."""
+    factor = latency.correction.factor
+    if pace_s == math.inf:
+        return factor("mixed" if seqs else "prefill")
+    chunk = chunk_between_decodes(latency.model, pace_s, seqs, context_tokens, bounds)
+    return prefill_inflation(latency.model, chunk, seqs, context_tokens) * factor("mixed")

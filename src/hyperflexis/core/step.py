@@ -759,7 +759,7 @@ class StepScheduler:
 
         Infinite if neither does: none of the decodes has a promise to lose.
         """
-        model, decodes, rules = self.latency.model, self.decodes, self.rules
+        decodes, rules = self.decodes, self.rules
         seqs, context = len(decodes.sequences), decodes.context_tokens
         longest_s = rules.step_s_max
         if rules.sizing == "slack":
@@ -767,10 +767,7 @@ class StepScheduler:
             longest_s = min(longest_s, rules.slack_share * slack_s)
         if longest_s == math.inf:
             return math.inf
-        if not seqs:
-            return longest_s / self.latency.correction.factor("prefill") - model.prefill_base_s
-        step_s = longest_s / self.latency.correction.factor("mixed")
-        return step_s - model.decode_step_s(seqs, context) - max(0.0, model.prefill_base_s - model.decode_base_s)
+        return budget.prefill_room_s(self.latency, longest_s, seqs, context)
 
     def _room_before_s(self, sequence: Sequence, plan: StepPlan, now: float) -> float:
         """Seconds of prefill that may join a step in which this one's first token comes out, so that it is in time.
@@ -830,15 +827,10 @@ class StepScheduler:
 
     def _stretch(self) -> float:
         """How many times its own work a prefill takes beside the present decodes."""
-        decodes, factor = self.decodes, self.latency.correction.factor
-        pace_s = decodes.strictest_pace_s()
-        if pace_s == math.inf:
-            return factor("mixed" if decodes.sequences else "prefill")
-        model, rules = self.latency.model, self.rules
+        decodes, rules = self.decodes, self.rules
         bounds = (rules.floor, rules.prefill_tokens_max)
-        seqs, context = len(decodes.sequences), decodes.context_tokens
-        chunk = budget.chunk_between_decodes(model, pace_s, seqs, context, bounds)
-        return budget.prefill_inflation(model, chunk, seqs, context) * factor("mixed")
+        pace_s = decodes.strictest_pace_s()
+        return budget.stretch(self.latency, pace_s, len(decodes.sequences), decodes.context_tokens, bounds)
 
     def _starved(self, behind: list[Sequence], now: float) -> Sequence | None:
         """The one that has been late for longest, if that is longer than anyone has to bear."""

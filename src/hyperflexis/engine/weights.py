@@ -36,7 +36,7 @@ def load_checkpoint(
     Raises:
         CheckpointError: a file is missing, torn or corrupt; a tensor is missing, unknown, doubled or misshapen.
     """
-    targets = _targets(config, layout.views(buffer))
+    targets = checkpoint_views(config, layout.views(buffer))
     bytes_total = sum(target.nbytes for target in targets.values())
     bytes_done = 0
     found: set[str] = set()
@@ -67,7 +67,7 @@ def random_weights(config: ModelConfig, layout: ArenaLayout, buffer: Buffer, see
             view.copy_(torch.randn(view.shape, generator=generator).mul_(scale))
 
 
-def _targets(config: ModelConfig, views: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def checkpoint_views(config: ModelConfig, views: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Map every name of the checkpoint to the rows of the arena that it fills."""
     targets = {"model.embed_tokens.weight": views["embed"], "model.norm.weight": views["norm"]}
     if not config.tie_word_embeddings:
