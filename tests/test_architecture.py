@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "adapters.native": {"core", "wire", "engine", "transfer", "adapters"},
     "adapters.vllm": {"core", "wire", "adapters"},
     "adapters.modelled": {"core", "wire", "adapters"},
-    "vllm_plugin": {"core", "engine", "transfer", "adapters.native.arena_memory"},
+    "vllm_plugin": {"core", "wire", "engine", "transfer", "adapters.native.arena_memory"},
     "runtime": {"core", "policies", "wire", "adapters"},
     "gateway": {"core.slo", "wire"},
     "bench": {"core.slo", "wire"},

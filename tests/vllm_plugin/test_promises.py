@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from hyperflexis.core.slo import Slo
-from hyperflexis.vllm_plugin.promises import DEADLINE, TPOT, TTFT, promised
+from hyperflexis.vllm_plugin.promises import promised
+from hyperflexis.wire.promises import DEADLINE, TPOT, TTFT
 
 
 def test_nothing_is_promised_by_other_arguments() -> None:

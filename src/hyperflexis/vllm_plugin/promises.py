@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hyperflexis.core.slo import Slo
-
-TTFT, TPOT, DEADLINE = "hyperflexis_ttft_s", "hyperflexis_tpot_s", "hyperflexis_deadline_s"
+from hyperflexis.wire.promises import DEADLINE, TPOT, TTFT
 
 
 def promised(extra_args: Mapping[str, Any] | None) -> Slo:

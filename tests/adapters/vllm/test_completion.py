@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 
 from hyperflexis.adapters.vllm import completion
-from hyperflexis.adapters.vllm.completion import PREFILL_ONLY, Choice, Events, body_of, fault_of, headers_of
+from hyperflexis.adapters.vllm.completion import OVERDUE_S, PREFILL_ONLY, Choice, Events, body_of, fault_of, headers_of
+from hyperflexis.core.slo import Slo
+from hyperflexis.vllm_plugin.promises import promised
 from hyperflexis.wire.messages import Sampling, Submit, TokenLogprobs
+from hyperflexis.wire.promises import DEADLINE, TPOT, TTFT
 
 
 def submit(emitted: list[int] | None = None, priority: int = 0, **sampling: Any) -> Submit:
@@ -34,6 +37,16 @@ def test_plain_request_says_no_more_than_it_must() -> None:
         "stop_token_ids": [],
         "add_special_tokens": False,
     }
+
+
+def test_what_is_left_of_promises_goes_along_for_a_server_that_reads_them() -> None:
+    given = Submit(7, [1], [], 20, Sampling(), ttft_s=0.5, tpot_s=0.05, e2e_s=9.0, waited_s=0.1)
+    assert body(given)["vllm_xargs"] == {TTFT: 0.4, DEADLINE: 8.9, TPOT: 0.05}
+    begun = Submit(7, [1], [2], 20, Sampling(), ttft_s=0.5, tpot_s=0.05, waited_s=0.1)
+    assert body(begun)["vllm_xargs"] == {TPOT: 0.05}
+    late = Submit(7, [1], [], 20, Sampling(), ttft_s=0.5, waited_s=0.7)
+    assert body(late)["vllm_xargs"] == {TTFT: OVERDUE_S}
+    assert promised(body(late)["vllm_xargs"]) == Slo(OVERDUE_S)
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,15 @@ from typing import Any
 import msgspec
 
 from hyperflexis.wire.messages import FinishReason, Sampling, Submit, TokenLogprobs
+from hyperflexis.wire.promises import DEADLINE, TPOT, TTFT
 
 PATH = "/v1/completions"
 PRIORITY_HEADER = "X-Vllm-Priority"
 REQUEST_ID_HEADER = "X-Request-Id"
 BIAS_MAX = 100.0
 """vLLM clamps biases to this, either way."""
+OVERDUE_S = 0.001
+"""What is left of a promise that is broken already: as good as nothing."""
 _TOKEN_ID = "token_id:"
 
 
@@ -59,9 +62,21 @@ def body_of(submit: Submit, model: str, since: int, transfer: Mapping[str, Any] 
         body["return_tokens_as_token_ids"] = True
     if wants_prompt_logprobs(submit):
         body["prompt_logprobs"] = sampling.logprobs or 0
+    if promises := _promises(submit):
+        body["vllm_xargs"] = promises
     if transfer is not None:
         body["kv_transfer_params"] = transfer
     return body
+
+
+def _promises(submit: Submit) -> dict[str, float]:
+    """What is left of them, for a server with our plugin; others do not read it."""
+    left_s = {
+        TTFT: submit.ttft_s if not submit.emitted else None,
+        DEADLINE: submit.e2e_s,
+    }
+    found = {name: max(OVERDUE_S, given - submit.waited_s) for name, given in left_s.items() if given is not None}
+    return found if submit.tpot_s is None else {**found, TPOT: submit.tpot_s}
 
 
 def headers_of(submit: Submit, request_id: str) -> dict[str, str]:
