@@ -58,7 +58,9 @@ _DASHES = str.maketrans("_.", "--")
 
 def _spelling(key: str) -> str:
     """How the command line spells a key that has a flag of its own."""
-    return "MODEL" if key == "model" else f"--{key.removeprefix('scaling.').translate(_DASHES)}"
+    if key == "model":
+        return "MODEL"
+    return f"--{key.removeprefix('scaling.').removesuffix('.path').translate(_DASHES)}"
 
 
 # Flags are text here; the deployment's own checks give all sources the same messages.
@@ -82,6 +84,7 @@ Dtype = Annotated[str | None, _option("dtype", "NAME")]
 Policy = Annotated[str | None, _option("policy", "NAME")]
 Launcher = Annotated[str | None, _option("launcher", "NAME")]
 RayAddress = Annotated[str | None, _option("ray.address", "HOST:PORT")]
+Journal = Annotated[str | None, _option("journal.path", "DIR")]
 Sets = Annotated[
     list[str] | None,
     typer.Option(
@@ -148,6 +151,16 @@ ScenarioSets = Annotated[
     ),
 ]
 
+SimulationJournal = Annotated[
+    Path | None,
+    typer.Option(
+        "--journal",
+        metavar="DIR",
+        help="Record every event and decision there, for `explain` and `replay`; for one policy, rate and seed.",
+        show_default=False,
+    ),
+]
+
 ProfileOut = Annotated[
     Path | None, typer.Option("--out", metavar="FILE", help="Write the profile as JSON.", show_default=False)
 ]
@@ -181,6 +194,7 @@ def serve(
     policy: Policy = None,
     launcher: Launcher = None,
     ray_address: RayAddress = None,
+    journal: Journal = None,
     sets: Sets = None,
 ) -> None:
     """Serve a model over the OpenAI HTTP API. Flags win over the environment, that over the file."""
@@ -198,7 +212,7 @@ def serve(
         dtype=dtype,
         policy=policy,
         launcher=launcher,
-        **{"ray.address": ray_address},
+        **{"ray.address": ray_address, "journal.path": journal},
     )
     from hyperflexis.cli.serve import run
 
@@ -223,6 +237,7 @@ def config_show(
     policy: Policy = None,
     launcher: Launcher = None,
     ray_address: RayAddress = None,
+    journal: Journal = None,
     sets: Sets = None,
 ) -> None:
     """Print every key, its effective value and where that came from, as YAML that `-c` takes again."""
@@ -240,7 +255,7 @@ def config_show(
         dtype=dtype,
         policy=policy,
         launcher=launcher,
-        **{"ray.address": ray_address},
+        **{"ray.address": ray_address, "journal.path": journal},
     )
     from hyperflexis.cli.show import render
 
@@ -260,6 +275,7 @@ def simulate(
     traces: Traces = None,
     skip_bad: SkipBad = False,
     sets: ScenarioSets = None,
+    journal: SimulationJournal = None,
 ) -> None:
     """Replay traces on a simulated fleet and print which promises each policy keeps."""
     from hyperflexis.cli.simulate import Request, run
@@ -275,6 +291,7 @@ def simulate(
         traces=tuple(traces or ()),
         skip_bad=skip_bad,
         sets=tuple(sets or ()),
+        journal=journal,
     )
     raise typer.Exit(run(request))
 

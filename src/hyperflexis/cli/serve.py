@@ -10,13 +10,14 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import uvloop
 
 from hyperflexis.adapters.native.host import StartError as EngineStartError
+from hyperflexis.cli import journals
 from hyperflexis.cli.checkpoint import model_directory
 from hyperflexis.cli.deployment import Deployment
 from hyperflexis.cli.donors import weights_spec
@@ -26,7 +27,7 @@ from hyperflexis.core.control import ControlPlane
 from hyperflexis.gateway.backend import ServedModel
 from hyperflexis.gateway.server import Gateway
 from hyperflexis.gateway.tokenizer import TokenizerError
-from hyperflexis.runtime.driver import Driver
+from hyperflexis.runtime.driver import Driver, Observer
 from hyperflexis.runtime.launchers.cluster import RayLauncher, RaySpec
 from hyperflexis.runtime.launchers.local import LocalLauncher, LocalSpec
 
@@ -159,9 +160,38 @@ async def _fleet(
     deployment: Deployment, directory: Path, launcher: LocalLauncher | RayLauncher
 ) -> AsyncIterator[tuple[Driver, Gateway, int]]:
     """Driver and gateway, running: the port answers from here on, /ready says when requests may come."""
+    control = ControlPlane(deployment.core_policy(), deployment.fleet(), deployment.limits.requests_max)
+    with _journal(deployment, control) as observe:
+        driver = Driver(control, launcher, deployment.engine.block_tokens, observe=observe)
+        async with _gateway(deployment, directory, launcher, driver) as (gateway, port):
+            yield driver, gateway, port
+
+
+@contextlib.contextmanager
+def _journal(deployment: Deployment, control: ControlPlane) -> Iterator[Observer | None]:
+    """What is to see every event, if a journal is to be written."""
+    if deployment.journal.path is None:
+        yield None
+        return
+    header = journals.header(
+        deployment.spelled_policy,
+        deployment.engine.prefill_tokens_max,
+        control,
+        deployment.service_classes().values(),
+        wall_s=time.time(),
+        origin_s=time.monotonic(),
+    )
+    folder = Path(deployment.journal.path).expanduser()
+    with journals.recording_live(folder, header, int(deployment.journal.size_mib_max * 2**20)) as recorder:
+        yield recorder.observe
+
+
+@contextlib.asynccontextmanager
+async def _gateway(
+    deployment: Deployment, directory: Path, launcher: LocalLauncher | RayLauncher, driver: Driver
+) -> AsyncIterator[tuple[Gateway, int]]:
+    """The gateway, running, and the driver behind it."""
     limits = deployment.limits
-    control = ControlPlane(deployment.core_policy(), deployment.fleet(), limits.requests_max)
-    driver = Driver(control, launcher, deployment.engine.block_tokens)
     model = ServedModel(deployment.public_name, int(time.time()), launcher.loaded.context_tokens_max)
     gateway = Gateway(
         driver,
@@ -178,7 +208,7 @@ async def _fleet(
     try:
         port = await _listen(gateway, deployment)
         try:
-            yield driver, gateway, port
+            yield gateway, port
         finally:
             await gateway.stop()
     finally:
