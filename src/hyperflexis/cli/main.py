@@ -1,8 +1,8 @@
 """The command `hyperflexis`: words in, exit code out.
 
-Data goes to stdout, everything else to stderr. Exit codes: 0 done, 2 usage or configuration, 3 failed to start. Holds
-no logic: each command is wired in a module of its own, which is loaded only when it runs, so that `--help` answers at
-once.
+Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 a replay differs, 2 usage or configuration, 3
+failed to start. Holds no logic: each command is wired in a module of its own, which is loaded only when it runs, so
+that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -161,6 +161,10 @@ SimulationJournal = Annotated[
     ),
 ]
 
+JournalPath = Annotated[
+    Path, typer.Argument(metavar="JOURNAL", help="Folder of a journal, of which the newest run is taken; or one part.")
+]
+
 ProfileOut = Annotated[
     Path | None, typer.Option("--out", metavar="FILE", help="Write the profile as JSON.", show_default=False)
 ]
@@ -294,6 +298,51 @@ def simulate(
         journal=journal,
     )
     raise typer.Exit(run(request))
+
+
+@app.command()
+def explain(
+    journal: JournalPath,
+    request: Annotated[
+        str, typer.Argument(metavar="REQUEST", help="Id of its answer, which x-request-id says too; or its number.")
+    ],
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON, with what is behind each line.")] = False,
+) -> None:
+    """Tell what became of one request and why, from a journal."""
+    from hyperflexis.cli.explain import run
+
+    raise typer.Exit(run(journal, request, as_json=as_json))
+
+
+@app.command()
+def replay(
+    journal: JournalPath,
+    *,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            "--policy",
+            metavar="A,B",
+            help="Simulate what was asked for under these policies, in place of checking.",
+            show_default=False,
+        ),
+    ] = None,
+    fleet: Annotated[
+        str | None,
+        typer.Option(
+            "--fleet",
+            metavar="FLEET",
+            help="Simulate it on another fleet, such as '{mixed: 4}', as a scenario would have it.",
+            show_default=False,
+        ),
+    ] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Feed a journal's events to the control plane again: every decision must be the same. Or ask what if."""
+    from hyperflexis.cli.replay import run
+
+    raise typer.Exit(run(journal, policy, fleet, json_file))
 
 
 @app.command()
