@@ -45,6 +45,7 @@ class World(NamedTuple):
     losses_s: tuple[float, ...] = ()
     drains_s: tuple[float, ...] = ()
     seed: int = 0
+    classes: tuple[str, ...] = tuple(CLASSES)
 
     @property
     def spelled(self) -> str:
@@ -67,7 +68,7 @@ class World(NamedTuple):
             head = rng.randrange(5)
             hashes = tuple(b"%02d-%02d" % (head, depth) for depth in range(rng.randrange(6)))
             tokens = max(1, 16 * len(hashes) + rng.randrange(300))
-            jobs.append(Job(at_s, tokens, rng.choice((1, 2, 20, 120)), rng.choice(list(CLASSES)), hashes))
+            jobs.append(Job(at_s, tokens, rng.choice((1, 2, 20, 120)), rng.choice(self.classes), hashes))
         return jobs
 
 
@@ -83,20 +84,20 @@ def recorder(folder: Path, header: Header | None = None, bytes_max: int = 1 << 4
         yield made
 
 
-def play(world: World, folder: Path, bytes_max: int = 1 << 40) -> Outcome:
+def play(world: World, folder: Path, *, noise: float = 0.05) -> Outcome:
     """Simulate it, and write its journal there."""
     spec = FleetSpec(
         len(world.roles),
         Capacity(400, 16, 32, 131_072),
         H100_8B,
-        noise=0.05,
+        noise=noise,
         max_tokens=256,
         losses_s=world.losses_s,
         drains_s=world.drains_s,
         startup=StartupSpec.constant(0.2),
         bounds=world.bounds(),
     )
-    with recorder(folder, header_of(world), bytes_max) as made:
+    with recorder(folder, header_of(world)) as made:
         control = world.control()
         return simulate(world.jobs(), CLASSES, control.policy, spec, seed=world.seed, observe=made.observe)
 

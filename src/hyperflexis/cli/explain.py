@@ -16,6 +16,8 @@ from hyperflexis.journal.header import Header
 from hyperflexis.journal.reading import Journal
 from hyperflexis.journal.story import Story, tell
 
+_DAY_CHARS, _CLOCK_CHARS = len("2026-11-29"), len("2026-11-29 12:03:04.120")
+
 
 def run(path: Path, request: str, *, as_json: bool) -> int:
     """Print what became of a request; returns the exit code.
@@ -47,15 +49,20 @@ def _found(runs: list[Journal], request: str, path: Path) -> tuple[Journal, list
 
 
 def _text(story: Story, header: Header) -> str:
-    clock = clock_of(header)
+    clock, is_real = clock_of(header), header.wall_s is not None
     begin = story.arrived_s
     named = f" ({story.name})" if story.name else ""
+    day = f", {clock(story.chapters[0].at_s)[:_DAY_CHARS]}" if is_real and story.chapters else ""
     rows = [
-        (clock(each.at_s), "" if begin is None else f"+{(each.at_s - begin) * 1e3:.1f} ms", each.text)
+        (
+            clock(each.at_s)[_DAY_CHARS + 1 : _CLOCK_CHARS] if is_real else clock(each.at_s),
+            "" if begin is None else f"+{(each.at_s - begin) * 1e3:.1f} ms",
+            each.text,
+        )
         for each in story.chapters
     ]
     width = max((len(since) for _, since, _ in rows), default=0)
-    lines = [f"request {story.request_id}{named}: {story.ending}"]
+    lines = [f"request {story.request_id}{named}{day}: {story.ending}"]
     if begin is None:
         lines.append("its arrival is not in what is left of the journal")
     return "".join(f"{line}\n" for line in (*lines, *(f"  {at}  {since:>{width}}  {text}" for at, since, text in rows)))
