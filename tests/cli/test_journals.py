@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from hyperflexis.cli import journals, whatif
+from hyperflexis.cli import recordings, whatif
 from hyperflexis.cli.deployment import Deployment
 from hyperflexis.core.commands import Reason, Why
 from hyperflexis.core.events import RequestArrived
@@ -268,4 +268,4 @@ def test_what_cannot_be_simulated_is_refused(run: Run, run_of: Path, words: tupl
 def test_policy_that_is_gone_is_said(run_of: Path) -> None:
     header = msgspec.structs.replace(open_all(run_of)[0].header, policy="long_gone", hyperflexis="0.0.9")
     with pytest.raises(Exception, match=r"hyperflexis 0\.0\.9 wrote the journal, this is .*unknown policy 'long_gone'"):
-        journals.control_plane(header)
+        recordings.control_plane(header)

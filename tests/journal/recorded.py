@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from helpers.builders import H100_8B
-from hyperflexis.cli import fleets, journals
+from hyperflexis.cli import fleets, recordings
 from hyperflexis.core.control import ControlPlane
 from hyperflexis.core.fleet import FleetBounds, Range
 from hyperflexis.core.instance import Capacity, Role, StartSource
@@ -74,7 +74,7 @@ class World(NamedTuple):
 
 def header_of(world: World, **changed: object) -> Header:
     words = {"seed": world.seed, "max_tokens": 256, **changed}
-    return journals.header(world.spelled, PREFILL_TOKENS, world.control(), CLASSES.values(), **words)
+    return recordings.header(world.spelled, PREFILL_TOKENS, world.control(), CLASSES.values(), **words)
 
 
 @contextlib.contextmanager

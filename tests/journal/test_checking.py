@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from helpers import soak
 from helpers.virtual_loop import run
 from hyperflexis.adapters.modelled import Ways
-from hyperflexis.cli import fleets, journals
+from hyperflexis.cli import fleets, recordings
 from hyperflexis.core.commands import AssignRole, Hold, Migrate, Reject, Resize
 from hyperflexis.core.control import ControlPlane
 from hyperflexis.core.events import InstanceReady, RequestFinished
@@ -31,7 +31,7 @@ from runtime.live_world import World as LiveWorld
 def alike(journal: Journal) -> set[str]:
     """Compare; returns what kinds of commands there were."""
     entries = list(journal.until_damage())
-    comparison = compare(entries, journals.control_plane(journal.header))
+    comparison = compare(entries, recordings.control_plane(journal.header))
     assert comparison.difference is None, comparison.difference
     assert comparison.events == len(entries) > 0
     assert comparison.commands == sum(len(each.commands) for each in entries) > 0
@@ -101,7 +101,7 @@ async def _live(folder: Path, text: str, moving: fleets.Moving, bounds: FleetBou
     rng = random.Random(seed)
     is_elastic = bounds.is_elastic
     policy = fleets.create(text, 64, moving, is_elastic=is_elastic)
-    header = journals.header(
+    header = recordings.header(
         fleets.spelled(text, moving, is_elastic=is_elastic),
         64,
         ControlPlane(policy, bounds, 30),
@@ -164,7 +164,7 @@ def test_first_difference_is_shown(tmp_path: Path) -> None:
     entries = list(journal.entries())
     place = next(i for i, each in enumerate(entries) if i > 20 and each.commands)
     other = entries[place]._replace(commands=())
-    found = compare(changed(entries, place, other), journals.control_plane(journal.header)).difference
+    found = compare(changed(entries, place, other), recordings.control_plane(journal.header)).difference
     assert found is not None
     assert (found.number, found.entry, list(found.made)) == (place, other, list(entries[place].commands))
     assert [each.now for each in found.before] == [each.now for each in entries[place - 3 : place]]
@@ -177,7 +177,7 @@ def test_last_bit_of_an_instant_matters(tmp_path: Path) -> None:
     entries = list(journal.entries())
     place = next(i for i, each in enumerate(entries) if isinstance(each.event, RequestFinished))
     later = entries[place]._replace(now=math.nextafter(entries[place].now, math.inf))
-    found = compare(changed(entries, place, later), journals.control_plane(journal.header))
+    found = compare(changed(entries, place, later), recordings.control_plane(journal.header))
     assert found.difference is not None
 
 
@@ -185,7 +185,7 @@ def test_control_plane_that_fails_is_a_difference(tmp_path: Path) -> None:
     play(World(), tmp_path)
     journal = only_run(tmp_path)
     entries = [each for each in journal.entries() if not isinstance(each.event, InstanceReady)]
-    found = compare(entries, journals.control_plane(journal.header)).difference
+    found = compare(entries, recordings.control_plane(journal.header)).difference
     assert found is not None
 
 
@@ -194,5 +194,5 @@ def test_gap_ends_the_comparison(tmp_path: Path) -> None:
     journal = only_run(tmp_path)
     entries = list(journal.entries())
     gap = Entry(entries[30].now, Gap(1, entries[30].now, "no space left"))
-    found = compare(changed(entries, 30, gap), journals.control_plane(journal.header))
+    found = compare(changed(entries, 30, gap), recordings.control_plane(journal.header))
     assert (found.events, found.gap, found.difference) == (30, gap, None)

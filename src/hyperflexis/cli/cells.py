@@ -249,10 +249,10 @@ def _recording(plan: Plan, cell: Cell, policy: Policy, bounds: FleetBounds) -> I
     if plan.journal is None:
         yield None
         return
-    from hyperflexis.cli import journals
+    from hyperflexis.cli import recordings
     from hyperflexis.sim.simulation import REQUESTS_MAX
 
-    header = journals.header(
+    header = recordings.header(
         fleets.spelled(cell.policy, plan.moving, is_elastic=bounds.is_elastic),
         plan.prefill_tokens_max,
         ControlPlane(policy, bounds, REQUESTS_MAX),
@@ -260,5 +260,5 @@ def _recording(plan: Plan, cell: Cell, policy: Policy, bounds: FleetBounds) -> I
         seed=cell.seed,
         max_tokens=plan.max_tokens,
     )
-    with journals.recording(plan.journal, header) as recorder:
+    with recordings.recording(plan.journal, header) as recorder:
         yield recorder.observe

@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from hyperflexis import __version__
-from hyperflexis.cli import fleets, journals, scenario_file, whatif
+from hyperflexis.cli import fleets, journals, recordings, scenario_file, whatif
 from hyperflexis.cli.entry import Source
 from hyperflexis.cli.errors import OperatorError
 from hyperflexis.cli.explain import clock_of
@@ -69,7 +69,7 @@ def _check(journal: Journal) -> int:
             "`explain` works all the same, and so does `replay --policy NAME`, of what is left",
         )
     clock, header = clock_of(journal.header), journal.header
-    comparison = compare(journal.until_damage(), journals.control_plane(header))
+    comparison = compare(journal.until_damage(), recordings.control_plane(header))
     journals.tell_damages(journal)
     if comparison.difference is not None:
         sys.stdout.write(_differs(comparison.difference, header))

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import uvloop
 
 from hyperflexis.adapters.native.host import StartError as EngineStartError
-from hyperflexis.cli import journals
+from hyperflexis.cli import recordings
 from hyperflexis.cli.checkpoint import model_directory
 from hyperflexis.cli.deployment import Deployment
 from hyperflexis.cli.donors import weights_spec
@@ -173,7 +173,7 @@ def _journal(deployment: Deployment, control: ControlPlane) -> Iterator[Observer
     if deployment.journal.path is None:
         yield None
         return
-    header = journals.header(
+    header = recordings.header(
         deployment.spelled_policy,
         deployment.engine.prefill_tokens_max,
         control,
@@ -182,7 +182,7 @@ def _journal(deployment: Deployment, control: ControlPlane) -> Iterator[Observer
         origin_s=time.monotonic(),
     )
     folder = Path(deployment.journal.path).expanduser()
-    with journals.recording_live(folder, header, int(deployment.journal.size_mib_max * 2**20)) as recorder:
+    with recordings.recording_live(folder, header, int(deployment.journal.size_mib_max * 2**20)) as recorder:
         yield recorder.observe
 
 

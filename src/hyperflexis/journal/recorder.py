@@ -145,6 +145,11 @@ class LiveRecorder:
         self._given += _weight(event)
         self._waiting.append(Entry(now, event, commands, name))
 
+    @property
+    def thread_id(self) -> int | None:
+        """The kernel's name of the thread that writes."""
+        return self._thread.native_id
+
     def close(self) -> None:
         """Write what waits, and end; a disk that does not answer is not waited for."""
         self._ending.set()

@@ -319,10 +319,12 @@ class Driver:
     def _feed(self, event: Event, name: str = "") -> None:
         if self._closed:
             return
-        now = self._clock()
-        commands = self._control.handle(event, now)
-        if self._observe is not None:
-            self._observe(now, event, commands, name)
+        now, commands = self._clock(), list[Command]()
+        try:
+            commands = self._control.handle(event, now)
+        finally:  # What the control plane failed at is to be seen, too.
+            if self._observe is not None:
+                self._observe(now, event, commands, name)
         self._commands.extend(commands)
         # A sink that hears of an end may cancel another request, of which commands wait: each in its turn.
         if not self._is_performing:
