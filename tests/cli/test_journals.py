@@ -174,6 +174,20 @@ def test_gap_is_told(run: Run, run_of: Path, tmp_path: Path) -> None:
     assert "5 events are missing in the journal" in run("replay", str(target), "--policy", "round_robin").err
 
 
+def test_end_of_a_process_is_no_fault_and_damage_is(run: Run, run_of: Path) -> None:
+    (part,) = part_files(run_of)
+    whole = part.read_bytes()
+    part.write_bytes(whole + whole[-30:][:20])
+    code, out, err = run("replay", str(run_of))
+    assert code == 0
+    assert out.endswith("all the same again\n")
+    assert "cut at byte" in err
+    part.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    code, _, err = run("replay", str(run_of))
+    assert code == 1
+    assert "a frame's checksum is wrong" in err
+
+
 def test_journal_without_its_beginning(run: Run, tmp_path: Path) -> None:
     play(World(requests=300, rate=100.0), tmp_path / "whole")
     entries = list(only_run(tmp_path / "whole").entries())

@@ -76,7 +76,7 @@ def _check(journal: Journal) -> int:
         return 1
     told = f"{comparison.events} events, {comparison.commands} commands: all the same again\n"
     sys.stdout.write(told + _gap(comparison, clock(comparison.gap.now) if comparison.gap else ""))
-    return 1 if comparison.gap is not None else 0
+    return 1 if comparison.gap is not None or journal.is_damaged else 0
 
 
 def _gap(comparison: Comparison, at: str) -> str:

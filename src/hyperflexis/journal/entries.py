@@ -58,6 +58,10 @@ class JournalError(Exception):
     """What was asked for is no journal that can be read, or cannot be written; the message says why."""
 
 
+class CutError(JournalError):
+    """It ends in the middle of a frame, as it does where its process was killed."""
+
+
 def schema() -> str:
     """A digest of all that entries are made of. Where it is another one, numbers and fields mean something else."""
     text = ";".join(f"{kind.__name__}({','.join(_fields(kind))})" for kind in (*EVENTS, *COMMANDS, *_WITHIN))

@@ -24,7 +24,7 @@ from zlib import crc32
 import msgspec
 import zstandard
 
-from hyperflexis.journal.entries import Entry, JournalError, encode, requests_of
+from hyperflexis.journal.entries import CutError, Entry, JournalError, encode, requests_of
 from hyperflexis.journal.header import FORMAT
 
 _MAGIC = b"HFXJRNL"
@@ -149,13 +149,14 @@ def frames(data: Bytes, start: int = len(BEGIN)) -> Iterator[Frame]:
     """The frames of a part, from the first one on.
 
     Raises:
-        JournalError: what follows is no whole frame; the message says where.
+        CutError: what follows is no whole frame; the message says where.
+        JournalError: it is none at all.
     """
     size = len(data)
     while start < size:
         index_at = start + HEAD_BYTES
         if index_at > size:
-            raise JournalError(f"cut at byte {start}: {size - start} bytes follow that are no whole frame")
+            raise CutError(f"cut at byte {start}: {size - start} bytes follow that are no whole frame")
         head = data[start : start + _HEAD.size]
         mark, kind, index_bytes, body_bytes, entries, first_s, last_s, lowest, highest, body_crc = _HEAD.unpack(head)
         body_at = index_at + index_bytes
@@ -163,7 +164,7 @@ def frames(data: Bytes, start: int = len(BEGIN)) -> Iterator[Frame]:
         if mark != _MARK:
             raise JournalError(f"damaged at byte {start}: no frame begins there")
         if end > size:
-            raise JournalError(f"cut at byte {start}: {size - start} bytes follow that are no whole frame")
+            raise CutError(f"cut at byte {start}: {size - start} bytes follow that are no whole frame")
         (head_crc,) = _CRC.unpack(data[start + _HEAD.size : index_at])
         if crc32(data[index_at:body_at], crc32(head)) != head_crc:
             raise JournalError(f"damaged at byte {start}: the checksum of a head is wrong")

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import msgspec
 
 from hyperflexis.journal import header as headers
-from hyperflexis.journal.entries import Entry, JournalError, decode, schema
+from hyperflexis.journal.entries import CutError, Entry, JournalError, decode, schema
 from hyperflexis.journal.frames import Bytes, Frame, Kind, check_begin, frames, name_crc
 from hyperflexis.journal.header import Header
 from hyperflexis.journal.parts import part_files
@@ -37,6 +37,8 @@ class Journal:
     parts: Sequence[Part]
     damages: list[str] = field(default_factory=list)
     """Where something could not be read, as it was found."""
+    is_damaged: bool = False
+    """Whether that was more than the end of a process in the middle of a frame."""
 
     @property
     def header(self) -> Header:
@@ -53,7 +55,7 @@ class Journal:
             try:
                 yield from frames(part.data, part.entries_at)
             except JournalError as error:
-                self._note(f"{part.path}: {error}")
+                self._note(error, part)
 
     def entries(self) -> Iterator[Entry]:
         """All that can be read, in order."""
@@ -67,7 +69,7 @@ class Journal:
                 for frame in frames(part.data, part.entries_at):
                     yield from decode(frame.body())
             except JournalError as error:
-                self._note(f"{part.path}: {error}")
+                self._note(error, part)
                 return
 
     def of_request(self, request_id: int) -> list[Entry]:
@@ -93,11 +95,13 @@ class Journal:
         try:
             yield from decode(frame.body(), only=only, names=names)
         except JournalError as error:
-            self._note(str(error))
+            self._note(error)
 
-    def _note(self, damage: str) -> None:
+    def _note(self, error: JournalError, part: Part | None = None) -> None:
+        damage = str(error) if part is None else f"{part.path}: {error}"
         if damage not in self.damages:
             self.damages.append(damage)
+        self.is_damaged |= not isinstance(error, CutError) or part is not self.parts[-1]
 
 
 def open_all(path: Path) -> list[Journal]:
@@ -141,7 +145,7 @@ def _part(file: Path) -> Part | None:
             return None
         return Part(file, _header(first.body()), data, first.end)
     except JournalError as error:
-        if str(error).startswith("cut"):
+        if isinstance(error, CutError):
             return None
         raise JournalError(f"{file}: {error}") from None
 
