@@ -47,16 +47,19 @@ LIMITS = {
 # -- the servers
 
 
-async def serve_ours(tokens: list[int]) -> None:
-    """Become a gateway over two stand-in instances; prints its port."""
+async def serve_ours(tokens: list[int], journal: Path | None = None) -> None:
+    """Become a gateway over two stand-in instances, with a journal if it is said where; prints its port."""
     from hyperflexis.adapters.contract import Adapter, Listener
     from hyperflexis.adapters.native.host import NativeAdapter
+    from hyperflexis.cli import recordings
     from hyperflexis.core.control import ControlPlane
     from hyperflexis.core.fleet import FleetBounds
     from hyperflexis.core.instance import Role
     from hyperflexis.core.slo import ServiceClass
     from hyperflexis.gateway.backend import ServedModel
     from hyperflexis.gateway.server import Gateway
+    from hyperflexis.journal.parts import Parts
+    from hyperflexis.journal.recorder import LiveRecorder, Recorder
     from hyperflexis.policies import create
     from hyperflexis.runtime.driver import Driver
 
@@ -75,7 +78,13 @@ async def serve_ours(tokens: list[int]) -> None:
             adapter.connect(ours)
             return adapter
 
-    driver = Driver(ControlPlane(create("hyperflexis", 2048), FleetBounds.fixed(2)), StandIns(), 16)
+    control = ControlPlane(create("hyperflexis", 2048), FleetBounds.fixed(2))
+    observe, threads = None, ""
+    if journal is not None:
+        header = recordings.header("hyperflexis", 2048, control, (), wall_s=time.time(), origin_s=time.monotonic())
+        recorder = LiveRecorder(Recorder(Parts(journal, 1 << 30), header))
+        observe, threads = recorder.observe, f" {recorder.thread_id}"
+    driver = Driver(control, StandIns(), 16, observe=observe)
     driver.start()
     await driver.wait_until(lambda: driver.ready_instances == 2)
     gateway = Gateway(
@@ -88,7 +97,7 @@ async def serve_ours(tokens: list[int]) -> None:
     port = await gateway.start()
     gc.collect()
     gc.freeze()  # As `hyperflexis serve` does.
-    print(port, flush=True)
+    print(f"{port}{threads}", flush=True)
     await asyncio.Event().wait()
 
 
@@ -99,20 +108,26 @@ class Server:
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE)
         os.sched_setaffinity(self.process.pid, {SERVER_CORE})
         assert self.process.stdout is not None
-        self.port = int(self.process.stdout.readline())
+        self.port, *self.threads = map(int, self.process.stdout.readline().split())
 
     def cpu_s(self) -> float:
         """Run time of all threads so far."""
         tasks = Path(f"/proc/{self.process.pid}/task").iterdir()
         return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
+    def thread_s(self) -> float:
+        """The same of the threads that the server has named, such as its journal's."""
+        tasks = [Path(f"/proc/{self.process.pid}/task/{thread}/schedstat") for thread in self.threads]
+        return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
+
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
 
 
-def ours(tokens: list[int]) -> Server:
-    return Server([sys.executable, str(HERE), "--serve", ",".join(map(str, tokens))])
+def ours(tokens: list[int], journal: Path | None = None) -> Server:
+    where = [] if journal is None else ["--journal", str(journal)]
+    return Server([sys.executable, str(HERE), "--serve", ",".join(map(str, tokens)), *where])
 
 
 def plain() -> Server:
@@ -321,9 +336,10 @@ def main() -> int:
     words.add_argument("--rounds", type=int, default=5)
     words.add_argument("--seconds", type=float, default=4.0)
     words.add_argument("--serve", help="become the server under test, with these token ids")
+    words.add_argument("--journal", type=Path, help="where the server under test writes its journal")
     options = words.parse_args()
     if options.serve:
-        uvloop.run(serve_ours([int(token) for token in options.serve.split(",")]))
+        uvloop.run(serve_ours([int(token) for token in options.serve.split(",")], options.journal))
     os.sched_setaffinity(0, {CLIENT_CORE})
     table = uvloop.run(measure(options.rounds, options.seconds))
     missed = judge(table)

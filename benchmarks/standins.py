@@ -91,6 +91,8 @@ class StandInInstance:
             finished=finished,
             reasons=[int(FinishReason.LENGTH)] * len(finished),
             started=started,
+            began=started,
+            steps=1,
             cached_tokens=[0] * len(started),
             preempted=[],
             waiting_seqs=0,

@@ -77,7 +77,7 @@ def test_every_key_is_shown_once_and_only_sections_lack_a_source(deployment: Dep
 
 
 def _headings(deployment: Deployment) -> list[str]:
-    sections = ["ray", "vllm", "engine", "limits", "prices", "scaling", "weights"]
+    sections = ["ray", "vllm", "engine", "journal", "limits", "prices", "scaling", "weights"]
     return [*sections, *(["classes", *deployment.classes] if deployment.classes else [])]
 
 
@@ -158,6 +158,9 @@ def test_comments_are_aligned_and_name_the_source(tmp_path: Path) -> None:
         "  stream_buffer_kib: 1024   # default",
         "  requests_max: 10000       # default",
         "  priority_max: 100         # default",
+        "journal:",
+        "  path: null                # default",
+        "  size_mib_max: 1024        # default",
         "classes:",
         "  chat:",
         "    ttft_ms: 250            # serve.yaml:3",

@@ -94,6 +94,26 @@ def test_simulations_of_the_docs_run(page: str, tmp_path: Path) -> None:
         assert done.stdout.startswith("policy ")
 
 
+@pytest.mark.slow
+def test_commands_of_the_journal_page_run_one_after_the_other(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "journal.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^    hyperflexis ((?:simulate|explain|replay) .*)$", text, re.MULTILINE)
+    kinds = [command.split()[0] for command in commands]
+    assert kinds == ["simulate", "explain", "replay", "replay", "replay", "replay"]
+    for command in commands:
+        words = [str(ROOT / word) if word.startswith("examples/") else word for word in shlex.split(command)]
+        done = subprocess.run(
+            [sys.executable, "-m", "hyperflexis", *words],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            cwd=tmp_path,
+            check=True,
+        )
+        assert done.stdout
+        assert done.stderr == ""
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):

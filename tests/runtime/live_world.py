@@ -17,7 +17,7 @@ from hyperflexis.core.instance import Role
 from hyperflexis.core.latency import LatencyModel
 from hyperflexis.core.request import RequestState
 from hyperflexis.policies import create
-from hyperflexis.runtime.driver import Driver
+from hyperflexis.runtime.driver import Driver, Observer
 from hyperflexis.runtime.streams import End
 from hyperflexis.wire.messages import GenerateRequest, Ready, Sampling, TokenLogprobs
 
@@ -180,6 +180,7 @@ class World:
         policy: str | Policy = "hyperflexis",
         fleet: FleetBounds | None = None,
         launcher: ModelledLauncher | None = None,
+        observe: Observer | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         fleet = fleet or FleetBounds.fixed(instances)
@@ -187,7 +188,7 @@ class World:
         self.control = CheckedControlPlane(made, fleet, requests_max)
         self.control.journal = []
         self.launcher = launcher or ModelledLauncher()
-        self.driver = Driver(self.control, self.launcher, BLOCK_TOKENS, clock=self.loop.time)
+        self.driver = Driver(self.control, self.launcher, BLOCK_TOKENS, clock=self.loop.time, observe=observe)
         self.clients: list[Client] = []
         self.accidents: list[str] = []
         """What was raised in callbacks, of which asyncio makes no more than a line of log."""

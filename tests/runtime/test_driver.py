@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from helpers.builders import H100_8B
 from helpers.virtual_loop import run, virtual
 from hyperflexis.adapters.contract import Adapter, Listener
+from hyperflexis.core.commands import Command
 from hyperflexis.core.control import DISPATCHES_MAX
+from hyperflexis.core.events import Event, InstanceLost, RequestArrived
 from hyperflexis.core.fleet import FleetBounds
 from hyperflexis.core.instance import Role
 from hyperflexis.core.request import RequestState
@@ -58,6 +60,32 @@ async def test_prefix_that_is_there_already_is_said_at_the_end() -> None:
         second = world.submit(prompt=100)
         assert (await second.ended()).cached_tokens == 100 // BLOCK_TOKENS * BLOCK_TOKENS
         await world.settle()
+
+
+@virtual
+async def test_observer_sees_every_event_with_its_commands_and_the_name_of_what_arrives() -> None:
+    seen: list[tuple[float, Event, list[Command], str]] = []
+    with World(instances=1, observe=lambda *line: seen.append(line)) as world:
+        await world.submit(20, 3, name="cmpl-1").ended()
+        await world.settle()
+        told = [
+            line
+            for now, event, commands, _ in seen
+            for line in (f"{now!r} {event!r}", *(f"  {each!r}" for each in commands))
+        ]
+        assert told == world.control.journal
+        assert [name for _, event, _, name in seen if isinstance(event, RequestArrived)] == ["cmpl-1"]
+        assert {name for _, event, _, name in seen if not isinstance(event, RequestArrived)} == {""}
+
+
+@virtual
+async def test_observer_sees_what_the_control_plane_fails_at() -> None:
+    seen: list[tuple[float, Event, list[Command], str]] = []
+    with World(instances=1, observe=lambda *line: seen.append(line)) as world:
+        await world.ready()
+        with pytest.raises(KeyError):
+            world.driver._feed(InstanceLost(99))
+        assert seen[-1][1:] == (InstanceLost(99), [], "")
 
 
 @virtual

@@ -17,6 +17,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from hyperflexis.cli import fleets
 from hyperflexis.cli.errors import OperatorError, StartError
 from hyperflexis.cli.results import Cell, Result
 from hyperflexis.cli.scenario import RANDOM, SECONDS_MAX, StreamSection
+from hyperflexis.core.control import ControlPlane, Policy
 from hyperflexis.core.fleet import FleetBounds
 from hyperflexis.core.instance import Capacity, Role
 from hyperflexis.core.latency import LatencyModel
@@ -35,6 +37,9 @@ from hyperflexis.sim.job import Job
 from hyperflexis.sim.outcome import Outcome
 from hyperflexis.sim.startup import StartupSpec
 from hyperflexis.sim.traces import Options, TraceError
+
+if TYPE_CHECKING:
+    from hyperflexis.sim.simulation import Observer
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,8 @@ class Plan:
     bounds: FleetBounds | None = None
     """Of a fleet whose size follows demand."""
     loss_per_hour: float = 0.0
+    journal: Path | None = None
+    """Where to record the only cell."""
 
 
 # Many.
@@ -217,6 +224,7 @@ def _outcome(plan: Plan, cell: Cell, jobs: Iterable[Job]) -> Outcome:
     """The one place that knows how the simulation is called."""
     from hyperflexis.sim.simulation import FleetSpec, simulate
 
+    bounds = plan.bounds or FleetBounds.fixed(plan.instances, plan.roles)
     fleet = FleetSpec(
         instances=plan.instances,
         capacity=plan.capacity,
@@ -227,10 +235,30 @@ def _outcome(plan: Plan, cell: Cell, jobs: Iterable[Job]) -> Outcome:
         roles=plan.roles,
         fabric=plan.fabric,
         startup=plan.startup,
-        bounds=plan.bounds,
+        bounds=bounds,
         loss_per_hour=plan.loss_per_hour,
     )
-    policy = fleets.create(
-        cell.policy, plan.prefill_tokens_max, plan.moving, is_elastic=plan.bounds is not None and plan.bounds.is_elastic
+    policy = fleets.create(cell.policy, plan.prefill_tokens_max, plan.moving, is_elastic=bounds.is_elastic)
+    with _recording(plan, cell, policy, bounds) as observe:
+        return simulate(jobs, plan.classes, policy, fleet, seed=cell.seed, observe=observe)
+
+
+@contextlib.contextmanager
+def _recording(plan: Plan, cell: Cell, policy: Policy, bounds: FleetBounds) -> Iterator[Observer | None]:
+    """What is to see every event, if a journal is to be written."""
+    if plan.journal is None:
+        yield None
+        return
+    from hyperflexis.cli import recordings
+    from hyperflexis.sim.simulation import REQUESTS_MAX
+
+    header = recordings.header(
+        fleets.spelled(cell.policy, plan.moving, is_elastic=bounds.is_elastic),
+        plan.prefill_tokens_max,
+        ControlPlane(policy, bounds, REQUESTS_MAX),
+        plan.classes.values(),
+        seed=cell.seed,
+        max_tokens=plan.max_tokens,
     )
-    return simulate(jobs, plan.classes, policy, fleet, seed=cell.seed)
+    with recordings.recording(plan.journal, header) as recorder:
+        yield recorder.observe

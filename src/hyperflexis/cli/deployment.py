@@ -144,6 +144,15 @@ class ScalingSection(Section):
         return self.prefill_max is not None or self.decode_max is not None
 
 
+class JournalSection(Section):
+    """Where what happens and what is decided is written down, for `explain` and `replay`."""
+
+    path: Line | None = None
+    """Folder of the journal: every event and decision, without prompts and answers; null writes none."""
+    size_mib_max: float = Field(default=1024.0, ge=1, le=1_000_000_000)
+    """The most that all its parts may take, in MiB; beyond it the oldest go."""
+
+
 class LimitsSection(Section):
     """What one client, or all of them together, may take."""
 
@@ -320,6 +329,8 @@ class Deployment(Section):
     """Servers elsewhere that start from each other's weights in place of the disk's."""
     limits: LimitsSection = LimitsSection()
     """What one client, or all of them together, may take."""
+    journal: JournalSection = JournalSection()
+    """Where what happens and what is decided is written down, for `explain` and `replay`."""
     classes: dict[ClassName, ClassSection] = Field(default_factory=dict)
     """Service classes by name: the promises and priority that their requests share."""
     default_class: str = DEFAULT_CLASS
@@ -455,6 +466,11 @@ class Deployment(Section):
             return made
         role_rules = {role: replace(rules, step_s_max=step_s_max) for role, rules in made.role_rules.items()}
         return replace(made, rules=replace(made.rules, step_s_max=step_s_max), role_rules=role_rules)
+
+    @property
+    def spelled_policy(self) -> str:
+        """Its name with all the tuning that the fleet gives it."""
+        return fleets.spelled(self.policy, self.moving, is_elastic=self.is_elastic)
 
     @property
     def kv_cache_bytes(self) -> int | None:

@@ -52,14 +52,9 @@ def create(text: str, prefill_tokens_max: int, moving: Moving, *, is_elastic: bo
     Raises:
         ValueError: there is no such policy, or it cannot serve such a fleet; the message names those that can.
     """
-    from hyperflexis.policies import create, parse, tunables
+    from hyperflexis.policies import create
 
-    if moving == "keeps" and not is_elastic:
-        return create(text, prefill_tokens_max)
-    name, tuning = parse(text)
-    if TUNING in tunables(name):
-        tuning.setdefault(TUNING, "fixed" if moving == "keeps" else moving)
-    made = create(name, prefill_tokens_max, **tuning)
+    made = create(spelled(text, moving, is_elastic=is_elastic), prefill_tokens_max)
     if is_elastic and not _scales(made):
         raise ValueError(f"{text} keeps the number of instances as it is; these change it: {_named(_scales)}")
     if is_elastic and moving == "fixed" and not _scales_roles(made):
@@ -69,6 +64,21 @@ def create(text: str, prefill_tokens_max: int, moving: Moving, *, is_elastic: bo
     if moving == "planned" and not _plans(made):
         raise ValueError(f"{text} changes no roles; these do: {_named(_plans)}")
     return made
+
+
+def spelled(text: str, moving: Moving, *, is_elastic: bool = False) -> str:
+    """The policy with all the tuning that such a fleet gives it, as `policies.create` takes it.
+
+    Raises:
+        ValueError: there is no such policy.
+    """
+    from hyperflexis.policies import parse, tunables
+
+    name, tuning = parse(text)
+    if TUNING in tunables(name) and (moving != "keeps" or is_elastic):
+        tuning.setdefault(TUNING, "fixed" if moving == "keeps" else moving)
+    pairs = ",".join(f"{key}={value}" for key, value in tuning.items())
+    return f"{name}:{pairs}" if pairs else name
 
 
 def able(moving: Moving, *, is_elastic: bool = False) -> list[str]:

@@ -1,8 +1,8 @@
 """The command `hyperflexis`: words in, exit code out.
 
-Data goes to stdout, everything else to stderr. Exit codes: 0 done, 2 usage or configuration, 3 failed to start. Holds
-no logic: each command is wired in a module of its own, which is loaded only when it runs, so that `--help` answers at
-once.
+Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 a replay differs, 2 usage or configuration, 3
+failed to start. Holds no logic: each command is wired in a module of its own, which is loaded only when it runs, so
+that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ _DASHES = str.maketrans("_.", "--")
 
 def _spelling(key: str) -> str:
     """How the command line spells a key that has a flag of its own."""
-    return "MODEL" if key == "model" else f"--{key.removeprefix('scaling.').translate(_DASHES)}"
+    if key == "model":
+        return "MODEL"
+    return f"--{key.removeprefix('scaling.').removesuffix('.path').translate(_DASHES)}"
 
 
 # Flags are text here; the deployment's own checks give all sources the same messages.
@@ -93,6 +95,7 @@ Attach = Annotated[
         show_default=False,
     ),
 ]
+Journal = Annotated[str | None, _option("journal.path", "DIR")]
 Sets = Annotated[
     list[str] | None,
     typer.Option(
@@ -159,6 +162,20 @@ ScenarioSets = Annotated[
     ),
 ]
 
+SimulationJournal = Annotated[
+    Path | None,
+    typer.Option(
+        "--journal",
+        metavar="DIR",
+        help="Record every event and decision there, for `explain` and `replay`; for one policy, rate and seed.",
+        show_default=False,
+    ),
+]
+
+JournalPath = Annotated[
+    Path, typer.Argument(metavar="JOURNAL", help="Folder of a journal, of which the newest run is taken; or one part.")
+]
+
 ProfileOut = Annotated[
     Path | None, typer.Option("--out", metavar="FILE", help="Write the profile as JSON.", show_default=False)
 ]
@@ -193,6 +210,7 @@ def serve(
     launcher: Launcher = None,
     ray_address: RayAddress = None,
     attach: Attach = None,
+    journal: Journal = None,
     sets: Sets = None,
 ) -> None:
     """Serve a model over the OpenAI HTTP API. Flags win over the environment, that over the file."""
@@ -210,7 +228,7 @@ def serve(
         dtype=dtype,
         policy=policy,
         launcher=launcher,
-        **{"ray.address": ray_address},
+        **{"ray.address": ray_address, "journal.path": journal},
         attach=_listed(attach),
     )
     from hyperflexis.cli.serve import run
@@ -237,6 +255,7 @@ def config_show(
     launcher: Launcher = None,
     ray_address: RayAddress = None,
     attach: Attach = None,
+    journal: Journal = None,
     sets: Sets = None,
 ) -> None:
     """Print every key, its effective value and where that came from, as YAML that `-c` takes again."""
@@ -254,7 +273,7 @@ def config_show(
         dtype=dtype,
         policy=policy,
         launcher=launcher,
-        **{"ray.address": ray_address},
+        **{"ray.address": ray_address, "journal.path": journal},
         attach=_listed(attach),
     )
     from hyperflexis.cli.show import render
@@ -275,6 +294,7 @@ def simulate(
     traces: Traces = None,
     skip_bad: SkipBad = False,
     sets: ScenarioSets = None,
+    journal: SimulationJournal = None,
 ) -> None:
     """Replay traces on a simulated fleet and print which promises each policy keeps."""
     from hyperflexis.cli.simulate import Request, run
@@ -290,8 +310,54 @@ def simulate(
         traces=tuple(traces or ()),
         skip_bad=skip_bad,
         sets=tuple(sets or ()),
+        journal=journal,
     )
     raise typer.Exit(run(request))
+
+
+@app.command()
+def explain(
+    journal: JournalPath,
+    request: Annotated[
+        str, typer.Argument(metavar="REQUEST", help="Id of its answer, which x-request-id says too; or its number.")
+    ],
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON, with what is behind each line.")] = False,
+) -> None:
+    """Tell what became of one request and why, from a journal."""
+    from hyperflexis.cli.explain import run
+
+    raise typer.Exit(run(journal, request, as_json=as_json))
+
+
+@app.command()
+def replay(
+    journal: JournalPath,
+    *,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            "--policy",
+            metavar="A,B",
+            help="Simulate what was asked for under these policies, in place of checking.",
+            show_default=False,
+        ),
+    ] = None,
+    fleet: Annotated[
+        str | None,
+        typer.Option(
+            "--fleet",
+            metavar="FLEET",
+            help="Simulate it on another fleet, such as '{mixed: 4}', as a scenario would have it.",
+            show_default=False,
+        ),
+    ] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Feed a journal's events to the control plane again: every decision must be the same. Or ask what if."""
+    from hyperflexis.cli.replay import run
+
+    raise typer.Exit(run(journal, policy, fleet, json_file))
 
 
 @app.command()

@@ -141,6 +141,55 @@ class FleetSection(Section):
     def is_elastic(self) -> bool:
         return any(isinstance(count, RangeSection) for count in self.counts.values())
 
+    @property
+    def moving(self) -> fleets.Moving:
+        """What it asks of its policy."""
+        return fleets.moving(self.prefill is not None, self.decode is not None, self.roles)
+
+    def in_order(self) -> tuple[Role, ...]:
+        """The roles of the instances in the order of their launch; the fewest, where their number follows demand."""
+        return fleets.in_order(*self._fewest())
+
+    def _fewest(self) -> tuple[int, int, int]:
+        """Instances that prefill, that do both, that decode."""
+        prefill, mixed, decode = (
+            each.min if isinstance(each, RangeSection) else each or 0
+            for each in (self.prefill, self.mixed, self.decode)
+        )
+        return prefill, mixed, decode
+
+    def startup(self) -> StartupSpec:
+        """What starts take."""
+        from hyperflexis.core.instance import StartSource
+        from hyperflexis.sim.startup import StartPhases, StartupSpec
+
+        given = self.startup_s
+        if not isinstance(given, dict):
+            return StartupSpec.constant(given)
+        return StartupSpec({StartSource(source): StartPhases(**dict(each)) for source, each in given.items()})
+
+    def bounds(self, startup: StartupSpec | None = None) -> FleetBounds | None:
+        """Of a fleet whose size follows demand; None of any other. Starts take what it says, or what is given.
+
+        Raises:
+            ValueError: the budget does not pay for the fewest instances.
+        """
+        from hyperflexis.core.fleet import FleetBounds, Prices
+        from hyperflexis.core.instance import Role, StartSource
+
+        if not self.is_elastic:
+            return None
+        startup_s = (startup or self.startup()).seconds()
+        sources = [source for source in StartSource if source in startup_s and source is not StartSource.SLEEPER]
+        return FleetBounds(
+            {Role(role): _range(count) for role, count in self.counts.items()},
+            prices=Prices(self.prices.active_per_hour, self.prices.asleep_per_hour),
+            cost_per_hour_max=math.inf if self.cost_per_hour_max is None else self.cost_per_hour_max,
+            sources=sources,
+            startup_s=startup_s,
+            asleep_max=self.asleep_max,
+        )
+
     @model_validator(mode="after")
     def _is_elastic_whole(self) -> FleetSection:
         if self.is_elastic and self.roles == "planned" and set(self.counts) != {"mixed"}:
@@ -368,7 +417,7 @@ class ScenarioFile:
     @property
     def instances(self) -> int:
         """How many instances there are, of all roles; the fewest, where that follows demand."""
-        return sum(self._counts())
+        return len(self.roles())
 
     @property
     def is_elastic(self) -> bool:
@@ -377,13 +426,12 @@ class ScenarioFile:
 
     def roles(self) -> tuple[Role, ...]:
         """The roles of the instances in the order of their launch."""
-        return fleets.in_order(*self._counts())
+        return self.scenario.fleet.in_order()
 
     @property
     def moving(self) -> fleets.Moving:
         """What the fleet asks of its policy."""
-        fleet = self.scenario.fleet
-        return fleets.moving(fleet.prefill is not None, fleet.decode is not None, fleet.roles)
+        return self.scenario.fleet.moving
 
     def policy(self, text: str) -> Policy:
         """A fresh policy, its tuning with its name if any, that can serve this fleet.
@@ -394,24 +442,9 @@ class ScenarioFile:
         tokens = self.scenario.engine.prefill_tokens_max
         return fleets.create(text, tokens, self.moving, is_elastic=self.is_elastic)
 
-    def _counts(self) -> tuple[int, int, int]:
-        """Instances that prefill, that do both, that decode."""
-        fleet = self.scenario.fleet
-        prefill, mixed, decode = (
-            each.min if isinstance(each, RangeSection) else each or 0
-            for each in (fleet.prefill, fleet.mixed, fleet.decode)
-        )
-        return prefill, mixed, decode
-
     def startup(self) -> StartupSpec:
         """What starts take."""
-        from hyperflexis.core.instance import StartSource
-        from hyperflexis.sim.startup import StartPhases, StartupSpec
-
-        given = self.scenario.fleet.startup_s
-        if not isinstance(given, dict):
-            return StartupSpec.constant(given)
-        return StartupSpec({StartSource(source): StartPhases(**dict(each)) for source, each in given.items()})
+        return self.scenario.fleet.startup()
 
     def bounds(self) -> FleetBounds | None:
         """Of a fleet whose size follows demand; None of any other.
@@ -419,23 +452,8 @@ class ScenarioFile:
         Raises:
             OperatorError: the budget does not pay for the fewest instances.
         """
-        from hyperflexis.core.fleet import FleetBounds, Prices
-        from hyperflexis.core.instance import Role, StartSource
-
-        fleet = self.scenario.fleet
-        if not fleet.is_elastic:
-            return None
-        startup_s = self.startup().seconds()
-        sources = [source for source in StartSource if source in startup_s and source is not StartSource.SLEEPER]
         try:
-            return FleetBounds(
-                {Role(role): _range(count) for role, count in fleet.counts.items()},
-                prices=Prices(fleet.prices.active_per_hour, fleet.prices.asleep_per_hour),
-                cost_per_hour_max=math.inf if fleet.cost_per_hour_max is None else fleet.cost_per_hour_max,
-                sources=sources,
-                startup_s=startup_s,
-                asleep_max=fleet.asleep_max,
-            )
+            return self.scenario.fleet.bounds()
         except ValueError as error:
             raise OperatorError(f"fleet in {self.place('fleet')}: {error}") from None
 

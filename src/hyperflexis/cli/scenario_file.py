@@ -49,6 +49,11 @@ def mapping(file: FilePath) -> dict[str, Any]:
     return _mapping(document.read(file), Source("file", str(file)))[0]
 
 
+def values_of(text: str, source: Source) -> dict[str, Any]:
+    """The values of a YAML mapping that stands in a flag."""
+    return _mapping(text, source)[0]
+
+
 def complain(error: ValidationError, root: type[BaseModel], sources: Sources) -> OperatorError:
     """Make one line of each mistake."""
     return OperatorError("\n".join(_sentence(detail, root, sources) for detail in error.errors(include_url=False)))

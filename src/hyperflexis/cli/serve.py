@@ -11,13 +11,14 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import uvloop
 
 from hyperflexis.adapters.native.host import StartError as EngineStartError
+from hyperflexis.cli import recordings
 from hyperflexis.cli.attached import AttachedFleet, attach_spec, roles_of, serve_spec
 from hyperflexis.cli.checkpoint import model_directory
 from hyperflexis.cli.deployment import Deployment
@@ -28,7 +29,7 @@ from hyperflexis.core.control import ControlPlane
 from hyperflexis.gateway.backend import ServedModel
 from hyperflexis.gateway.server import Gateway
 from hyperflexis.gateway.tokenizer import TextCodec, TokenizerError
-from hyperflexis.runtime.driver import Driver
+from hyperflexis.runtime.driver import Driver, Observer
 from hyperflexis.runtime.launchers.attached import OTHERS_S, AttachedLauncher, AttachError
 from hyperflexis.runtime.launchers.cluster import RayLauncher, RaySpec
 from hyperflexis.runtime.launchers.local import LocalLauncher, LocalSpec
@@ -212,9 +213,38 @@ def _tell_of_weights(launcher: LocalLauncher | RayLauncher) -> None:
 @contextlib.asynccontextmanager
 async def _fleet(deployment: Deployment, engines: _Engines) -> AsyncIterator[tuple[Driver, Gateway, int]]:
     """Driver and gateway, running: the port answers from here on, /ready says when requests may come."""
+    control = ControlPlane(deployment.core_policy(), deployment.fleet(), deployment.limits.requests_max)
+    with _journal(deployment, control) as observe:
+        driver = Driver(control, engines.launcher, engines.block_tokens, observe=observe)
+        async with _gateway(deployment, engines, driver, control) as (gateway, port):
+            yield driver, gateway, port
+
+
+@contextlib.contextmanager
+def _journal(deployment: Deployment, control: ControlPlane) -> Iterator[Observer | None]:
+    """What is to see every event, if a journal is to be written."""
+    if deployment.journal.path is None:
+        yield None
+        return
+    header = recordings.header(
+        deployment.spelled_policy,
+        deployment.engine.prefill_tokens_max,
+        control,
+        deployment.service_classes().values(),
+        wall_s=time.time(),
+        origin_s=time.monotonic(),
+    )
+    folder = Path(deployment.journal.path).expanduser()
+    with recordings.recording_live(folder, header, int(deployment.journal.size_mib_max * 2**20)) as recorder:
+        yield recorder.observe
+
+
+@contextlib.asynccontextmanager
+async def _gateway(
+    deployment: Deployment, engines: _Engines, driver: Driver, control: ControlPlane
+) -> AsyncIterator[tuple[Gateway, int]]:
+    """The gateway, running, and the driver behind it."""
     limits = deployment.limits
-    control = ControlPlane(deployment.core_policy(), deployment.fleet(), limits.requests_max)
-    driver = Driver(control, engines.launcher, engines.block_tokens)
     membership = None
     if deployment.vllm.changes_over_http and isinstance(engines.launcher, AttachedLauncher):
         moves_requests = control.policy.binder is not None
@@ -236,7 +266,7 @@ async def _fleet(deployment: Deployment, engines: _Engines) -> AsyncIterator[tup
     try:
         port = await _listen(gateway, deployment)
         try:
-            yield driver, gateway, port
+            yield gateway, port
         finally:
             await gateway.stop()
     finally:

@@ -43,6 +43,7 @@ class Request:
     traces: tuple[Path, ...] = ()
     skip_bad: bool = False
     sets: tuple[str, ...] = ()
+    journal: Path | None = None
 
 
 def run(request: Request) -> int:
@@ -54,6 +55,7 @@ def run(request: Request) -> int:
     loaded = scenario.load(request.file, request.sets)
     cells = _cells(request, loaded)
     _refuse_unwritable(request)
+    _refuse_many(request, cells)
     plan = _plan(request, loaded, cells)
     results = simulate_all(plan, cells, request.jobs)
     _tell_skipped(results)
@@ -125,6 +127,11 @@ def _refuse_unwritable(request: Request) -> None:
             check_writable(file)
 
 
+def _refuse_many(request: Request, cells: Sequence[Cell]) -> None:
+    if request.journal is not None and len(cells) > 1:
+        raise OperatorError(f"--journal records one simulation, and {len(cells)} were asked for")
+
+
 def _json_path(request: Request) -> Path | None:
     return None if request.json_file in (None, STDOUT) else Path(str(request.json_file))
 
@@ -155,6 +162,7 @@ def _plan(request: Request, loaded: ScenarioFile, cells: Sequence[Cell]) -> Plan
         startup=loaded.startup(),
         bounds=loaded.bounds(),
         loss_per_hour=given.fleet.loss_per_hour,
+        journal=request.journal,
     )
 
 

@@ -266,6 +266,7 @@ def _request(ask: Ask, prompt: Prompt, max_tokens: int, sampling: Sampling) -> G
         tpot_s=granted.tpot_s,
         e2e_s=granted.e2e_s,
         refuses_late=granted.refuses_late,
+        name=ask.heading.answer_id,
     )
 
 

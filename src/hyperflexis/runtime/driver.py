@@ -81,6 +81,10 @@ _REJECTED = {Why.QUEUE_FULL: 429, Why.TOO_LATE: 429, Why.TOO_LARGE: 400}
 _SHUT_DOWN = End("failed", message="the server is shutting down", status=503)
 
 
+Observer = Callable[[float, Event, list[Command], str], None]
+"""Sees every event with the commands that it led to, and what the client calls a request that arrives."""
+
+
 class Driver:
     """Runs one control plane in real (or, under a virtual loop, simulated) time."""
 
@@ -90,6 +94,7 @@ class Driver:
         launcher: Launcher,
         block_tokens: int,
         clock: Callable[[], float] = time.monotonic,
+        observe: Observer | None = None,
     ) -> None:
         """`clock` gives seconds; under a virtual loop it is that loop's. (uvloop's own clock counts milliseconds.)"""
         self._control = control
@@ -97,6 +102,7 @@ class Driver:
         self._block_tokens = block_tokens
         self._loop = asyncio.get_running_loop()
         self._clock = clock
+        self._observe = observe
         self._streams: dict[int, Stream] = {}
         self._members: dict[int, Member] = {}
         self._next_request_id = 0
@@ -154,7 +160,7 @@ class Driver:
         if self._closed:
             self._loop.call_soon(self._end, request_id, _SHUT_DOWN)
         else:
-            self._feed(arrival)
+            self._feed(arrival, request.name)
         return request_id
 
     def cancel(self, ticket: int) -> None:
@@ -335,10 +341,16 @@ class Driver:
 
     # -- the core, and what it decides
 
-    def _feed(self, event: Event) -> None:
+    def _feed(self, event: Event, name: str = "") -> None:
         if self._closed:
             return
-        self._commands.extend(self._control.handle(event, self._clock()))
+        now, commands = self._clock(), list[Command]()
+        try:
+            commands = self._control.handle(event, now)
+        finally:  # What the control plane failed at is to be seen, too.
+            if self._observe is not None:
+                self._observe(now, event, commands, name)
+        self._commands.extend(commands)
         # A sink that hears of an end may cancel another request, of which commands wait: each in its turn.
         if not self._is_performing:
             self._perform()

@@ -22,3 +22,5 @@ class Job(NamedTuple):
     """Content of the prompt's whole KV blocks, from its start; empty where prefixes are not known or not shared."""
     follow_up: Callable[[float], Job | None] | None = None
     """Closed loop: called with the instant at which this job's answer ended, gives the next turn, if there is one."""
+    max_tokens: int = 0
+    """Longest answer that its client allows; 0 takes what the fleet's clients allow."""

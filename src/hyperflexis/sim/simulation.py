@@ -47,6 +47,8 @@ from hyperflexis.sim.moves import Parting, Taking
 from hyperflexis.sim.outcome import Outcome, Usage
 from hyperflexis.sim.startup import Starts, StartupSpec
 
+REQUESTS_MAX = 10_000_000
+"""A simulation turns nobody away for want of memory."""
 LOSSES = 1
 """What tells the chance of losses from that of an instance's steps."""
 
@@ -140,7 +142,7 @@ class Simulation:
         checks: bool = False,
     ) -> None:
         bounds = fleet.bounds or FleetBounds.fixed(fleet.instances, fleet.roles)
-        self.control = ControlPlane(policy, bounds, requests_max=10_000_000)
+        self.control = ControlPlane(policy, bounds, REQUESTS_MAX)
         self._jobs: Iterator[Job] = iter(jobs)
         self._classes = classes
         self._fleet = fleet
@@ -161,7 +163,7 @@ class Simulation:
         self._ended = (0.0, 0.0, 0.0)
         """The same when the last one that has ended did."""
         self._live: dict[int, _Live] = {}
-        self._rows = _Rows(tuple(classes))
+        self._rows = Rows(tuple(classes))
         self._wakeup_s: float | None = None
         self._performers: dict[type, Callable[..., None]] = {
             Dispatch: self._dispatch,
@@ -219,7 +221,7 @@ class Simulation:
         self._coming -= 1
         if self._begun is None:
             self._begun = self._billed(now)
-        max_tokens = max(fleet.max_tokens, job.output_tokens)
+        max_tokens = max(job.max_tokens or fleet.max_tokens, job.output_tokens)
         room = fleet.capacity.blocks * fleet.capacity.block_tokens - job.prompt_tokens
         if job.output_tokens > room:
             tokens = job.prompt_tokens + job.output_tokens
@@ -403,7 +405,7 @@ def _sequence(live: _Live, expected_tokens: int, parting: Parting) -> Sequence:
 
 
 @dataclass(slots=True)
-class _Rows:
+class Rows:
     """The outcome in the making: a row per request, as columns."""
 
     classes: tuple[str, ...]

@@ -212,12 +212,12 @@ class _Player:
         stream = self.stream
         offset_s, fixed, bands = stream.offset_s, stream.service_class, stream.bands
         latest_s = 0.0
-        for at_s, prompt_tokens, output_tokens, own, hashes, follow_up in jobs:
+        for at_s, prompt_tokens, output_tokens, own, hashes, follow_up, max_tokens in jobs:
             # Rotation and repeats round differently; the order must not show it.
             latest_s = max(latest_s, offset_s + at_s / rate)
             service_class = fixed or (_banded(bands, prompt_tokens) if bands else own)
             follows = partial(_classed, follow_up, service_class) if follow_up else None
-            yield Job(latest_s, prompt_tokens, output_tokens, service_class, hashes, follows)
+            yield Job(latest_s, prompt_tokens, output_tokens, service_class, hashes, follows, max_tokens)
 
 
 def _later(jobs: Iterable[Job], delay_s: float) -> Iterator[Job]:

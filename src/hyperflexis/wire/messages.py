@@ -77,6 +77,8 @@ class GenerateRequest(msgspec.Struct, frozen=True):
     e2e_s: float | None = None
     refuses_late: bool = False
     """Refuse it rather than serve it late."""
+    name: str = ""
+    """What its client calls it: for the journal, by which it is found again."""
 
 
 class Submit(msgspec.Struct, frozen=True, array_like=True):
