@@ -20,6 +20,7 @@ import record
 from scheduling_page import table
 
 RESULTS = record.REPOSITORY / "benchmarks" / "results" / "disaggregation.json"
+TUNINGS = record.REPOSITORY / "benchmarks" / "results" / "disaggregation_tunings.json"
 PAGE = record.REPOSITORY / "docs" / "results" / "disaggregation.md"
 OURS, COLOCATED, STATIC = "hyperflexis", "colocated", "static"
 NEEDED = (OURS, COLOCATED, STATIC)
@@ -48,6 +49,7 @@ def page(results: Results) -> str:
             _promises(results),
             "## What was asked\n\n" + verdict(results),
             "## Capacities\n\n" + _capacities(results),
+            *tuned(TUNINGS),
             _chosen(results),
             _limits(results),
         ]
@@ -255,6 +257,37 @@ def _means(results: Results, cells: Sequence[Column]) -> str:
         for row in rows(results)
     ]
     return "**Means** of capacities as shares of the fleet together:\n\n" + table(["", *kinds], lines)
+
+
+def tuned(file: Path) -> list[str]:
+    """What tuning gains for rivals, by the file of `disaggregation_tunings.py` if there is one."""
+    if not file.is_file():
+        return []
+    found = json.loads(file.read_text(encoding="utf-8"))
+    cells = list(next(iter(found["best"].values())))
+    lines = []
+    for row, best in found["best"].items():
+        tried = found["points_beyond_what_is_asked"][row]
+        means = {text: fmean(points.values()) for text, points in tried.items()}
+        single = max(means, key=lambda text: means[text])
+        lines.append(
+            [
+                _title(row),
+                str(len(tried)),
+                f"{means[single]:+.1f} ({single})",
+                f"{fmean(best.values()):+.1f}",
+                *(f"{best[cell]:+.0f}" for cell in cells),
+            ]
+        )
+    missing = ", ".join(f"{row} ({count})" for row, count in found.get("not_run", {}).items()) or "none"
+    head = ["", "tunings", "best single one, mean", "best of each cell, mean", *cells]
+    return [
+        "## Rivals tuned\n\n"
+        f"Each tuning at the rate that ours bears, {found['instances']} instances, {found['link_gb_s']} GB/s, one seed "
+        "in place of three: points of attainment above what the load asks for, and below where negative. This says "
+        "which tuning is best and how near it comes, not how much it bears. Tunings that were not run: "
+        f"{missing}.\n\n" + table(head, lines)
+    ]
 
 
 def _chosen(results: Results) -> str:

@@ -135,7 +135,9 @@ def _opening() -> str:
         "Made by `benchmarks/scaling_page.py` from `benchmarks/results/scaling.json`; do not edit. Everything is "
         "simulated, on step times of the shipped profile table: nothing was run on a GPU.\n\n"
         "    make bench-scaling TRACES=DIR                        # all of it, into this page\n"
-        "    make bench-scaling TRACES=DIR ARGS=--quick           # minutes, into build/\n"
+        "    make bench-scaling TRACES=DIR ARGS=--quick           # minutes, into build/\n\n"
+        "Weights, time to ready and sleep have [a page of their own](weights.md), nodes of a Ray cluster are in "
+        "[ray.md](../ray.md).\n"
     )
 
 
