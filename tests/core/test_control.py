@@ -106,18 +106,6 @@ def test_held_requests_are_dispatched_in_order() -> None:
     assert [c.request_id for c in feed(plane, ready(0)) if isinstance(c, Dispatch)] == [3, 2, 1]
 
 
-def test_what_a_step_computed_of_one_request_is_no_progress_of_the_others() -> None:
-    plane = running()
-    feed(plane, arrival(1, prompt_tokens=10), arrival(2, prompt_tokens=30), arrival(3, prompt_tokens=30))
-    instance = plane.cluster.instances[0]
-    feed(plane, first_token(1))
-    assert instance.progress_tokens == 0
-    feed(plane, reported(started=(2,)), now=0.1)
-    assert instance.progress_tokens == 10
-    feed(plane, InstanceReported(0, StepShape(25, 600), 0.02, began=(2,), started=(3,)), now=0.2)
-    assert instance.progress_tokens == 5
-
-
 def test_life_of_a_request() -> None:
     plane = running()
     assert summary(feed(plane, arrival(1, max_tokens=3, slo=Slo(1.0, 0.1)))) == [("Dispatch", 1, Why.FEASIBLE)]

@@ -334,17 +334,17 @@ class ControlPlane:
                 request.step(RequestStep.START)
                 if request.prefill_started_s is None:
                     request.prefill_started_s = now - event.duration_s
-        if event.latency is not None:
-            instance.latency.adopt(event.latency)
-        instance.rules_in_force = max(instance.rules_in_force, event.rules_version)
-        instance.observe_step(event.shape, event.duration_s, now)
-        for request_id in event.began:  # What the step computed of them is no progress of those that wait on.
+        for request_id in event.began:
             request = self._waiting_at(instance, request_id)
             if request is not None:
                 request.step(RequestStep.TOKEN)
                 if request.first_token_s is None:
                     request.first_token_s = now
                 instance.begin_decoding(request)
+        if event.latency is not None:
+            instance.latency.adopt(event.latency)
+        instance.rules_in_force = max(instance.rules_in_force, event.rules_version)
+        instance.observe_step(event.shape, event.duration_s, now)
         for request in instance.outgrown():
             instance.replan(request, request.prompt_tokens + self.cluster.expected_tokens(request))
         return self._after_moves(instance, event, unwanted, now) if self._moves else []
