@@ -286,8 +286,13 @@ def tuned(file: Path) -> list[str]:
         f"Each tuning at the rate that ours bears, {found['instances']} instances, {found['link_gb_s']} GB/s, one seed "
         "in place of three: points of attainment above what the load asks for, and below where negative. This says "
         "which tuning is best and how near it comes, not how much it bears. Tunings that were not run: "
-        f"{missing}.\n\n" + table(head, lines)
+        f"{missing}.{_provenance(found)}\n\n" + table(head, lines)
     ]
+
+
+def _provenance(found: Mapping[str, Any]) -> str:
+    """Of a file that was not written by one run to its end."""
+    return f" The file is put together {found['put_together']}." if "put_together" in found else ""
 
 
 def _chosen(results: Results) -> str:

@@ -422,6 +422,8 @@ def test_what_contradicts_attached_servers_is_refused(values: dict[str, object],
         (["scaling.max=3", "policy=round_robin"], "round_robin keeps the number of instances as it is"),
         (["scaling.max=3", "scaling.decode_max=3"], "scaling.max in --set: it is about mixed instances"),
         (["prefill=3", "decode=1", "scaling.prefill_max=2"], "scaling.prefill_max in --set: 2 is less than prefill, 3"),
+        (["scaling.min=2", "prefill=1", "scaling.decode_max=3"], "scaling.min in --set: it is about mixed instances"),
+        (["prefill=1", "scaling.decode_max=3", "roles=planned"], "roles in --set: planned roles would change"),
         (["scaling.prefill_max=2"], "a fleet of instances that prefill, and none that decodes"),
         (["prefill=1", "scaling.decode_max=2", "policy=kpa"], "kpa sizes instances of one role only"),
         (

@@ -74,23 +74,27 @@ def test_configuration_in_the_docs_loads(page: Path, tmp_path: Path) -> None:
             sources.load(config=file, env={}, flags={}, sets=())
 
 
+def _run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """What follows `hyperflexis` on a page, run in that folder: what it writes goes there, what it reads is here."""
+    words = [str(ROOT / word) if word.startswith("examples/") else word for word in shlex.split(command)]
+    return subprocess.run(
+        [sys.executable, "-m", "hyperflexis", *words],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=folder,
+        check=True,
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", ["README.md", "docs/simulate.md"])
 def test_simulations_of_the_docs_run(page: str, tmp_path: Path) -> None:
-    """What they write goes elsewhere; what they read is here."""
     text = (ROOT / page).read_text(encoding="utf-8")
     commands = re.findall(r"^    hyperflexis (simulate .*)$", text, re.MULTILINE)
     assert commands
     for command in commands:
-        words = [str(ROOT / word) if word.startswith("examples/") else word for word in shlex.split(command)]
-        done = subprocess.run(
-            [sys.executable, "-m", "hyperflexis", *words],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            cwd=tmp_path,
-            check=True,
-        )
+        done = _run(command, tmp_path)
         assert done.stdout.startswith("policy ")
 
 
@@ -101,15 +105,7 @@ def test_commands_of_the_journal_page_run_one_after_the_other(tmp_path: Path) ->
     kinds = [command.split()[0] for command in commands]
     assert kinds == ["simulate", "explain", "replay", "replay", "replay", "replay"]
     for command in commands:
-        words = [str(ROOT / word) if word.startswith("examples/") else word for word in shlex.split(command)]
-        done = subprocess.run(
-            [sys.executable, "-m", "hyperflexis", *words],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            cwd=tmp_path,
-            check=True,
-        )
+        done = _run(command, tmp_path)
         assert done.stdout
         assert done.stderr == ""
 

@@ -607,6 +607,16 @@ def _apart_contradictions(deployment: Deployment, place: Callable[..., str]) -> 
             f"scaling.max in {place('scaling', 'max')}: it is about mixed instances; leave it out beside "
             "scaling.prefill_max and scaling.decode_max"
         )
+    if given.min != ScalingSection().min:
+        found.append(
+            f"scaling.min in {place('scaling', 'min')}: it is about mixed instances; beside scaling.prefill_max and "
+            "scaling.decode_max, prefill and decode say the fewest"
+        )
+    if deployment.roles == "planned":
+        found.append(
+            f"roles in {place('roles')}: planned roles would change what scaling.prefill_max and scaling.decode_max "
+            "count; let mixed instances follow demand (scaling.max)"
+        )
     for role in ("prefill", "decode"):
         most, least = getattr(given, f"{role}_max"), getattr(deployment, role)
         if most is not None and most < least:

@@ -3,8 +3,10 @@
 Of work that is due within F of its arrival, W came within the last w (demand bounds of earliest-deadline-first
 scheduling):
 
-    goes on      W(F) / F          the speed that is needed if it comes on like this
-    in hindsight max W(w) / (w + F)     that with which nothing would have been late so far
+    due_rate          W(F) / F                       the speed that is needed if it comes on like this
+    hindsight_rate    max over w of W(w) / (w + F')  that with which nothing would have been late so far
+
+F' is F without what queues lose that are not even.
 
 Work with a long term is left out: it can wait for a trough, and asks for instances only when its deadline comes near.
 """
@@ -75,7 +77,7 @@ class WorkHistory:
         return most
 
     def hindsight_rate(self, now: float) -> float:
-        """The most over terms and windows of what came, per window and term."""
+        """Seconds of prefill per second with which what came lately would have been in time."""
         most = 0.0
         for index, term_s in enumerate(TERMS_S):
             if index and not self._has(index, now):

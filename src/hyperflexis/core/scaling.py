@@ -81,6 +81,18 @@ class Need(NamedTuple):
     """What would have been enough so far."""
 
 
+class _Most(NamedTuple):
+    """To be ready for, of one role."""
+
+    instances: float
+    reason: Reason
+
+    @property
+    def whole(self) -> int:
+        """Whole ones; a twentieth more than that starts none."""
+        return math.ceil(self.instances - 0.05)
+
+
 class _Pool:
     """The instances of one role: how their need grows, and how many were wanted lately."""
 
@@ -97,7 +109,9 @@ class _Pool:
             self._surges[key] = Surge(key, self._rules.memory_s)
         return self._surges[key]
 
-    def observe(self, need: Need, now: float) -> None:
+    def observe(self, need: Need, start_s: float, now: float) -> None:
+        """Note a need, for the horizon of a start and for all that were asked for before."""
+        self.surge(start_s)
         for surge in self._surges.values():
             surge.observe(now, need.need, need.enough)
 
@@ -143,21 +157,18 @@ class ProactiveScaler:
         state = fleet_state(cluster, self._model)
         needs = self._needs(state, cluster, prefilling, decoding, now)
         for role, need in needs.items():
-            pool = self._pools.setdefault(role, _Pool(self._rules))
-            pool.surge(start_s)
-            pool.observe(need, now)
+            self._pools.setdefault(role, _Pool(self._rules)).observe(need, start_s, now)
         self._is_quick = start_s < QUICK_S
         self._learn(cluster, is_short=any(_ready(cluster, role, sizing) < need.need for role, need in needs.items()))
-        found = {role: self._count_for(self._pools[role].surge(start_s), start_s) for role in needs}
+        found = {role: self._most(self._pools[role].surge(start_s), start_s) for role in needs}
         decodes_too = state if prefilling is decoding else None
         waiting = self._for_waiting(_ready(cluster, prefilling, sizing), decodes_too, cluster, start_s, now)
-        if waiting > found[prefilling][0]:
-            reason = Reason(Why.BACKLOG, (*found[prefilling][1].numbers, ("for_waiting", waiting)))
-            found[prefilling] = waiting, reason
-        counts = {role: self._pools[role].settled(math.ceil(most - 0.05), now) for role, (most, _) in found.items()}
-        reason = next(
-            (found[role][1] for role in counts if counts[role] != sizing.wanted_of(role)), found[prefilling][1]
-        )
+        if waiting > found[prefilling].instances:
+            numbers = (*found[prefilling].reason.numbers, ("for_waiting", waiting))
+            found[prefilling] = _Most(waiting, Reason(Why.BACKLOG, numbers))
+        counts = {role: self._pools[role].settled(each.whole, now) for role, each in found.items()}
+        changed = [role for role, count in counts.items() if count != sizing.wanted_of(role)]
+        reason = found[next(iter(changed), prefilling)].reason
         if not cluster.requests and now - self._used_s >= self._rules.idle_s:
             counts = dict.fromkeys(counts, 0)
             reason = Reason(Why.IDLE, (("idle_s", now - self._used_s),))
@@ -202,7 +213,8 @@ class ProactiveScaler:
     def _margin_s(self) -> float:
         return max((each.margin_s for each in self._cautions.values()), default=Caution.MARGIN_BEGINS_S)
 
-    def _count_for(self, surge: Surge, start_s: float) -> tuple[float, Reason]:
+    def _most(self, surge: Surge, start_s: float) -> _Most:
+        """What may be needed until a start helps."""
         quantile = self._quantile
         numbers = (
             ("need", surge.need),
@@ -210,7 +222,7 @@ class ProactiveScaler:
             ("growth", surge.factor(quantile)),
             ("within_s", start_s),
         )
-        return surge.most(quantile), Reason(Why.DEMAND, numbers)
+        return _Most(surge.most(quantile), Reason(Why.DEMAND, numbers))
 
     def _for_waiting(
         self, serving: int, decodes_too: FleetState | None, cluster: Cluster, start_s: float, now: float
