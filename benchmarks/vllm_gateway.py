@@ -6,7 +6,9 @@ The server is the stand-in of adapters/vllm (a first token after one step, then 
 through `hyperflexis serve --attach`. The client is as bare as a client can be, and the same for both. CPU is the
 kernel's run time of all threads of our process. The gateway has a core to itself; client and stand-in share the other.
 Rounds alternate. Both get the same token ids; what a text costs besides is told too, and is what vLLM would need for
-it as well. The tenth percentile says what is added where no other program is in the way.
+it as well. The tenth percentile says what is added where no other program is in the way. A gateway mostly rests, and
+what has rested is slower: so what a request costs alone and beside others is told too, and what a bare socket takes to
+send one event after a rest and without.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
+import statistics
 import subprocess
 import sys
 import time
@@ -31,6 +35,8 @@ OUR_CORE, OTHER_CORE = 0, (os.cpu_count() or 1) - 1
 PROMPT_TOKENS = 400
 STEP_MS = 20.0
 STREAMS = 48
+BESIDE = 24
+EVENT_BYTES = 206
 LIMITS = {"ttft_added_p50_ms": 1.0, "cpu_token_us": 60.0}
 
 
@@ -87,6 +93,38 @@ async def token_us(server: Process, prompt: str, seconds: float) -> tuple[float,
     return cpu_s / inside * 1e6, inside / (end_s - begin_s)
 
 
+async def request_ms(server: Process, prompt: Any, count: int, at_once: int) -> float:
+    """CPU per request, from its connection to the last byte of two tokens."""
+    seats = asyncio.Semaphore(at_once)
+
+    async def one() -> None:
+        async with seats, Client.connect(server.port) as client:
+            await client.ask(prompt, 2, stream=True)
+
+    begin_s = server.cpu_s()
+    await asyncio.gather(*(one() for _ in range(count)))
+    return (server.cpu_s() - begin_s) / count * 1e3
+
+
+def send_us(rest_s: float, rounds: int = 100) -> float:
+    """CPU of one event on one of as many loopback connections, by nothing but the kernel's call."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        clients = [socket.create_connection(listening.getsockname()) for _ in range(STREAMS)]
+        servers = [listening.accept()[0] for _ in clients]
+    found = []
+    for _ in range(rounds):
+        time.sleep(rest_s)
+        begin_s = time.thread_time()
+        for each in servers:
+            each.send(bytes(EVENT_BYTES))
+        found.append((time.thread_time() - begin_s) / STREAMS * 1e6)
+        for each in clients:
+            each.recv(1 << 16)
+    for each in (*servers, *clients):
+        each.close()
+    return statistics.median(found)
+
+
 async def _stream(port: int, prompt: str, tokens: int) -> list[float]:
     async with Client.connect(port) as client:
         return (await client.ask(prompt, tokens, stream=True))[1]
@@ -131,6 +169,10 @@ async def measure(rounds: int, seconds: float, requests: int) -> dict[str, Any]:
                     note(f"ttft_text_added_{word}_ms", text_through - direct)
                 note("cpu_token_us", per_token_us)
                 note("tokens_per_s", tokens_per_s)
+                note("cpu_request_alone_ms", await request_ms(ours, ids, requests, 1))
+                note("cpu_request_beside_ms", await request_ms(ours, ids, 4 * requests, BESIDE))
+                note("bare_send_rested_us", send_us(STEP_MS / 1e3))
+                note("bare_send_us", send_us(0.0))
     finally:
         ours.close()
         standin.close()
