@@ -30,7 +30,8 @@ class Connections:
         """That have begun to say something, or are new: until when."""
         self._idle: dict[_Connection, float] = {}
         """That have had their answer: until when."""
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._looks_at_s = 0.0
 
     def __len__(self) -> int:
         return len(self._open)
@@ -84,7 +85,7 @@ class Connections:
 
     def _wait(self, connection: _Connection, where: dict[_Connection, float], seconds: float) -> None:
         where[connection] = until_s = self._loop.time() + seconds
-        if self._timer is None or self._timer.when() > until_s:
+        if self._timer is None or self._looks_at_s > until_s:
             self._look_at(until_s)
 
     def _forget_waiting(self, connection: _Connection) -> None:
@@ -103,6 +104,7 @@ class Connections:
 
     def _look_at(self, instant_s: float) -> None:
         self.close()
+        self._looks_at_s = instant_s
         self._timer = self._loop.call_at(instant_s, self._look)
 
     def _look(self) -> None:

@@ -119,9 +119,9 @@ def _http_log() -> logging.Logger:
 
 def _shorten(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
-    if isinstance(error, HttpProcessingError):
-        # Its further lines are what the client sent, its key perhaps among it.
-        record.msg, record.args = "bad request: %s", (error.message.partition("\n")[0],)
+    if isinstance(error, (HttpProcessingError, web.RequestPayloadError)):
+        # Without its message: that holds what the client sent, its key perhaps among it.
+        record.msg, record.args = "bad request: %s", (type(error).__name__,)
         record.exc_info = None
         record.levelno, record.levelname = logging.INFO, "INFO"
     return True

@@ -29,6 +29,7 @@ from hyperflexis.gateway.limits import Limits
 from hyperflexis.gateway.listening import STOP_GRACE_S, Listener
 from hyperflexis.gateway.metrics import NO_CLASS
 from hyperflexis.gateway.openai_types import AttachBody, DetokenizeBody, TokenizeBody
+from hyperflexis.gateway.openapi import describe
 from hyperflexis.gateway.quota import Passage
 from hyperflexis.gateway.tokenizer import TextCodec
 from hyperflexis.gateway.validation import check_ids, pick_model
@@ -156,6 +157,7 @@ class Gateway:
         routes.add_get("/v1/models/{model:.+}", guard.known(self._model))
         routes.add_post("/tokenize", guard.counted(self._tokenize), expect_handler=expect)
         routes.add_post("/detokenize", guard.counted(self._detokenize), expect_handler=expect)
+        routes.add_get("/openapi.json", guard.known(self._described))
         routes.add_get("/health", self._alive)
         routes.add_get("/live", self._alive)
         routes.add_get("/ready", self._ready)
@@ -229,6 +231,9 @@ class Gateway:
         pick_model(body.model, self._offer.models)
         check_ids("tokens", body.tokens, self._codec)
         return _json({"prompt": self._codec.decode(body.tokens, skip_special_tokens=False)})
+
+    async def _described(self, request: web.Request) -> web.StreamResponse:
+        return _json(describe(has_keys=self._guard.has_keys))
 
     async def _alive(self, request: web.Request) -> web.StreamResponse:
         return _json({"status": "ok"})
