@@ -76,7 +76,7 @@ async def exchange(it: Served, seed: int) -> bytes:
             writer.write(piece)
             await asyncio.sleep(0)
         return await reader.read()
-    except ConnectionError:
+    except (ConnectionError, RuntimeError):  # The second is what uvloop says of a connection that is closed.
         return b""
     finally:
         writer.close()

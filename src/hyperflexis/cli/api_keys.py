@@ -97,7 +97,7 @@ def read_ring(file: Path, deployment: Deployment) -> KeyRing:
     if found := _contradictions(file, keys, set(deployment.service_classes())):
         raise OperatorError("\n".join(found))
     tenants = {name: entry.allowance() for name, entry in given.tenants.items()}
-    return KeyRing(keys, tenants, Allowance(concurrent_max=deployment.auth.tenant_concurrent_max))
+    return KeyRing(keys, tenants, Allowance(concurrent_max=deployment.auth.per_tenant_max))
 
 
 def entry_of(name: str, tenant: str | None, *, is_admin: bool) -> tuple[str, str]:

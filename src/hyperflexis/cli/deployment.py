@@ -160,7 +160,7 @@ class AuthSection(Section):
     """YAML file of API keys (docs/security.md), read anew when it changes; null asks for none."""
     serves_anyone: bool = False
     """Whether, without API keys, an address that other machines reach may be listened on all the same."""
-    tenant_concurrent_max: int | None = Field(default=1000, ge=1)
+    per_tenant_max: int | None = Field(default=1000, ge=1)
     """Requests that one tenant may have waiting and running, where the file of keys says nothing else; null: any."""
 
 

@@ -47,8 +47,8 @@ class Connections:
         async def watch(request: web.Request, handler: Handler) -> web.StreamResponse:
             connection = self._open.get(request.protocol)
             if connection is None:
-                # It was cut while its request waited behind another.
-                raise ConnectionResetError("The connection is closed.")
+                # It was cut in the moment in which its request was complete; nobody hears this.
+                return web.Response(status=408)
             self._forget_waiting(connection)
             try:
                 return await handler(request)
