@@ -30,7 +30,7 @@ def judged(output: str) -> tuple[int, str]:
     weak = [each for each in known if each["vulns"]]
     if weak:
         return 1, "\n".join(
-            f"{each['name']} {each['version']}: {vuln['id']}, mended in {', '.join(vuln['fix_versions']) or 'no version'}"
+            f"{each['name']} {each['version']}: {vuln['id']}, mended in {' or '.join(vuln['fix_versions']) or 'none'}"
             for each in weak
             for vuln in each["vulns"]
         )

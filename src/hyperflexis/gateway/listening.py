@@ -110,7 +110,7 @@ def _files_max() -> int:
 
 
 def _http_log() -> logging.Logger:
-    """The server library's log, where what clients get wrong takes a line, not a stack trace."""
+    """The server library's log, where what clients do takes a line, not a stack trace."""
     logger = logging.getLogger("hyperflexis.gateway.http")
     if not logger.filters:
         logger.addFilter(_shorten)
@@ -122,6 +122,10 @@ def _shorten(record: logging.LogRecord) -> bool:
     if isinstance(error, (HttpProcessingError, web.RequestPayloadError)):
         # Without its message: that holds what the client sent, its key perhaps among it.
         record.msg, record.args = "bad request: %s", (type(error).__name__,)
-        record.exc_info = None
-        record.levelno, record.levelname = logging.INFO, "INFO"
+    elif isinstance(error, ConnectionError):
+        record.msg, record.args = "a client has left", ()
+    else:
+        return True
+    record.exc_info = None
+    record.levelno, record.levelname = logging.INFO, "INFO"
     return True
