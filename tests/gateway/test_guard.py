@@ -347,3 +347,13 @@ async def test_beyond_this_machine_pages_may_not_change_the_fleet() -> None:
         assert await status_of(it, "DELETE", "/instances/i0", **named) == 202
         foreign = {"headers": {"Origin": "https://evil.example"}}
         assert await status_of(it, "DELETE", "/instances/i0", **foreign) == 403
+
+
+@on_loop
+async def test_admins_port_on_this_machine_is_kept_from_pages_though_clients_come_from_elsewhere() -> None:
+    async with served(host="0.0.0.0", membership=Fleet(), admin_address=("127.0.0.1", 0)) as it:
+        _, admin_port = it.gateway.ports
+        named = {"headers": {"Host": "evil.example", "Origin": "http://evil.example"}}
+        assert await status_of(it, "DELETE", "/instances/i0", admin_port, **named) == 403
+        assert await status_of(it, "GET", "/metrics", admin_port, headers={"Host": "evil.example"}) == 403
+        assert await status_of(it, "GET", "/v1/models", headers={"Host": "gpu1.example.com"}) == 200

@@ -29,17 +29,21 @@ READING = ("GET", "HEAD")
 class Guard:
     """Stands before handlers."""
 
-    def __init__(self, keys: KeyRing | None, on_refused: Callable[[int], None], *, is_local: bool) -> None:
+    def __init__(
+        self, keys: KeyRing | None, on_refused: Callable[[int], None], *, is_local: bool, is_admin_local: bool
+    ) -> None:
         """Guard a server.
 
         Args:
             keys: None: whoever reaches it is served.
             on_refused: Hears the status of each refusal.
-            is_local: Whether only this machine reaches it.
+            is_local: Whether only this machine reaches the routes for clients.
+            is_admin_local: The same of those for admins.
         """
         self._keys = keys
         self._on_refused = on_refused
         self._is_local = is_local
+        self._is_admin_local = is_admin_local
         self._quotas = Quotas()
         if keys is not None:
             self.follow(keys)
@@ -113,7 +117,7 @@ class Guard:
     def _check_admin(self, request: web.Request) -> None:
         if self._keys is None:
             # Also beyond this machine: a page must not change a fleet that its reader can reach.
-            refuse_pages(request, checks_name=self._is_local)
+            refuse_pages(request, checks_name=self._is_admin_local)
             return
         presented = bearer(request)
         # A browser can be asked for a password, and sends it along with whatever any page has it send: to look, only.

@@ -90,7 +90,12 @@ class Gateway:
         self._codec: TextCodec
         self._generation: Generation
         addresses = [(host, port)] if admin_address is None else [(host, port), admin_address]
-        self._guard = Guard(keys, self._on_refused, is_local=all(is_loopback(each) for each, _ in addresses))
+        self._guard = Guard(
+            keys,
+            self._on_refused,
+            is_local=is_loopback(host),
+            is_admin_local=is_loopback(addresses[-1][0]),
+        )
         routings = [self._all_routes] if admin_address is None else [self._client_routes, self._admin_routes]
         self._listeners = [
             Listener(routing, _speak_openai, host=each, port=number, limits=self._limits, tls=tls)
