@@ -14,7 +14,7 @@ TESTS ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test test-vllm soak check bench bench-scheduling bench-disaggregation bench-scaling format constraints clean
+.PHONY: help setup serve test test-vllm soak check audit bench bench-scheduling bench-disaggregation bench-scaling format constraints clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -42,7 +42,7 @@ $(VLLM_INSTALLED): pyproject.toml tests/vllm/requirements.txt tests/vllm/environ
 test-vllm: $(VLLM_INSTALLED) ## Run the tests that need vLLM, with real servers on the CPU, in .venv-vllm (about ten minutes from nothing)
 	$(VLLM)/bin/pytest -m vllm $(or $(TESTS),tests/vllm) $(ARGS)
 
-soak: setup ## Play the tests of moves at random for longer, other worlds each time (SOAK times as many as the suite)
+soak: setup ## Play the tests of moves at random for longer, other worlds each time (SOAK times as many as the suite), and fuzz for an hour
 	SOAK=$(or $(SOAK),20) $(BIN)/pytest -n $(WORKERS) -m soak $(TESTS) $(ARGS)
 
 check: setup ## Check format, lint, types and the import arrows
@@ -50,6 +50,9 @@ check: setup ## Check format, lint, types and the import arrows
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest tests/test_architecture.py
+
+audit: ## Ask whether weaknesses are known of what constraints.txt pins
+	$(PYTHON) scripts/audit_dependencies.py
 
 bench: setup ## Run all benchmarks (about 40 minutes on an idle machine) into benchmarks/results
 	for name in startup gateway_cost two_classes engine_step sim_speed dispatch_cost parity transfer migration role_switch weights ray_nodes vllm_gateway journal; do $(BIN)/python benchmarks/$$name.py --json benchmarks/results/$$name.json || failed=1; done; exit $${failed:-0}

@@ -50,7 +50,13 @@ POD = {
     "spec": {
         "containers!": [CONTAINER],
         "terminationGracePeriodSeconds": int,
-        "volumes": [{"name!": str, "persistentVolumeClaim": {"claimName!": str, "readOnly": bool}}],
+        "volumes": [
+            {
+                "name!": str,
+                "persistentVolumeClaim": {"claimName!": str, "readOnly": bool},
+                "secret": {"secretName": str},
+            }
+        ],
     },
 }
 FIELDS: dict[str, Any] = {

@@ -26,6 +26,13 @@ CLOCKS = {
 }
 SEEDED = {"Random", "SystemRandom", "default_rng", "Generator", "SeedSequence", "PCG64", "BitGenerator"}
 """What of `random` and `numpy.random` is no global state."""
+DANGEROUS = {
+    **dict.fromkeys(("pickle.load", "pickle.loads", "marshal.loads", "torch.load"), "msgspec or safetensors"),
+    **dict.fromkeys(("eval", "exec"), "a table of what may be done"),
+    **dict.fromkeys(("yaml.load", "yaml.unsafe_load", "yaml.full_load"), "yaml.SafeLoader"),
+    **dict.fromkeys(("os.system", "os.popen"), "subprocess with a list of words"),
+}
+"""Whoever writes what these read runs code here."""
 VAGUE = {"utils", "util", "helpers", "helper", "common", "misc"}
 
 
@@ -66,6 +73,8 @@ def _in_call(name: str, part: str) -> Iterator[str]:
         yield f"{name}() draws from global state: pass a seeded generator"
     if name in ("torch.manual_seed", "torch.seed", "torch.cuda.manual_seed", "torch.cuda.manual_seed_all"):
         yield f"{name}() changes global state: pass a torch.Generator"
+    if name in DANGEROUS:
+        yield f"{name}() lets data run code: use {DANGEROUS[name]}"
     if name == "print" and part != "cli":
         yield "print: use a logger; only the command line speaks to stdout"
 
@@ -126,6 +135,10 @@ PLANTED = {
     "global random": ("gateway/a.py", "import random\nrandom.choice([1])", "seeded generator"),
     "global random of numpy": ("engine/a.py", "import numpy as np\nnp.random.rand()", "seeded generator"),
     "global random of torch": ("engine/a.py", "import torch\ntorch.manual_seed(0)", "torch.Generator"),
+    "unpickling": ("wire/a.py", "from pickle import loads\nloads(b'')", "lets data run code"),
+    "unpickling by torch": ("engine/a.py", "import torch as t\nt.load('a')", "safetensors"),
+    "code from text": ("cli/a.py", "eval('1')", "lets data run code"),
+    "objects from YAML": ("cli/a.py", "import yaml\nyaml.load('a', yaml.Loader)", "SafeLoader"),
     "print": ("runtime/a.py", "print('here')", "logger"),
     "bare except": ("runtime/a.py", "try:\n    f()\nexcept:\n    g()", "name what can be raised"),
     "broad except": ("runtime/a.py", "try:\n    f()\nexcept Exception:\n    g()", "name what can be raised"),

@@ -37,6 +37,13 @@ def test_servers_are_told_with_their_roles_and_how_they_are_treated(tmp_path: Pa
     assert (spec.seqs_max, spec.api_key, spec.samples) == (7, "secret", [(StepShape(64, 4096), 0.01)])
 
 
+def test_servers_that_are_started_here_have_a_key_that_nobody_else_knows() -> None:
+    keys = {spec_of("launcher=vllm").api_key for _ in range(2)}
+    assert len(keys) == 2
+    assert all(len(key) > 30 for key in keys)
+    assert spec_of("attach=[http://a:1]").api_key == ""
+
+
 def test_text_that_tokenizers_are_compared_by_holds_many_tokens() -> None:
     probe = spec_of("attach=[http://a:1]").tokens
     assert probe is not None

@@ -15,10 +15,17 @@ import yaml
 
 from e2e.conftest import Serving
 from hyperflexis.cli import scenario, sources
+from hyperflexis.cli.api_keys import read_ring
 from hyperflexis.cli.main import main
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "ARCHITECTURE.md",
+    ROOT / "CHANGELOG.md",
+    ROOT / "SECURITY.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 README_URL = "http://127.0.0.1:8000"
 
 
@@ -72,6 +79,15 @@ def test_configuration_in_the_docs_loads(page: Path, tmp_path: Path) -> None:
             scenario.load(file)
         else:
             sources.load(config=file, env={}, flags={}, sets=())
+
+
+def test_keys_in_the_docs_load(tmp_path: Path) -> None:
+    page, file = ROOT / "docs" / "security.md", tmp_path / "keys.yaml"
+    (block,) = blocks(page, "keys")
+    file.write_text(block)
+    (tmp_path / "serve.yaml").write_text(blocks(page, "yaml")[0])
+    deployment = sources.load(config=tmp_path / "serve.yaml", env={}, flags={}, sets=()).deployment
+    assert [key.name for key in read_ring(file, deployment).keys] == ["web", "ops"]
 
 
 def _run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:

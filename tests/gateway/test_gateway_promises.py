@@ -10,6 +10,7 @@ from gateway_fakes import CLASSES
 from multidict import CIMultiDict
 
 from hyperflexis.core.slo import ServiceClass, Slo
+from hyperflexis.gateway.access import ApiKey
 from hyperflexis.gateway.backend import Offer
 from hyperflexis.gateway.errors import ApiError
 from hyperflexis.gateway.openai_types import ChatBody
@@ -145,3 +146,59 @@ def test_unknown_class_is_told_the_known_ones() -> None:
 
 def test_granted_fits_into_a_header() -> None:
     assert Granted("batch", -5, 0.2, 0.0305).header() == "class=batch, priority=-5, ttft-ms=200, tpot-ms=30.5"
+
+
+# What a key may have.
+
+RESTRICTED = ApiKey("k", b"", "t", classes=("batch", "interactive"))
+LIMITED: list[tuple[str, ApiKey, dict[str, Any], Granted]] = [
+    ("a key without limits", ApiKey("k", b"", "t"), {"service_tier": "interactive"}, INTERACTIVE),
+    ("its first class, for the default is not its", RESTRICTED, {}, Granted("batch", -5, e2e_s=60.0)),
+    ("a class of its own", RESTRICTED, {"service_tier": "interactive"}, INTERACTIVE),
+    (
+        "a fallback",
+        ApiKey("k", b"", "t", classes=("batch",), fallback_class="batch"),
+        {"service_tier": "interactive"},
+        Granted("batch", -5, e2e_s=60.0),
+    ),
+    ("the default class", ApiKey("k", b"", "t", classes=("batch", "default")), {}, Granted("default", 0)),
+    (
+        "no tighter targets",
+        RESTRICTED,
+        {"service_tier": "interactive", "slo": {"ttft_ms": 1, "tpot_ms": 500, "e2e_ms": 1}},
+        Granted("interactive", 5, 0.2, 0.5),
+    ),
+    ("no priority above the class's", RESTRICTED, {"priority": 50}, Granted("batch", -5, e2e_s=60.0)),
+    ("a lower one", RESTRICTED, {"priority": -50}, Granted("batch", -50, e2e_s=60.0)),
+    (
+        "its own highest priority",
+        ApiKey("k", b"", "t", classes=("batch",), priority_max=7),
+        {"priority": 50},
+        Granted("batch", 7, e2e_s=60.0),
+    ),
+    ("as all clients", ApiKey("k", b"", "t"), {"priority": 50}, Granted("default", 9)),
+    ("more than all clients", ApiKey("k", b"", "t", priority_max=20), {"priority": 50}, Granted("default", 20)),
+    (
+        "own targets, where no classes are named",
+        ApiKey("k", b"", "t"),
+        {"slo": {"ttft_ms": 1}},
+        Granted("default", 0, ttft_s=0.001),
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "key", "body", "granted"), LIMITED, ids=[row[0] for row in LIMITED])
+def test_grants_are_lowered_to_what_a_key_may_have(
+    name: str, key: ApiKey, body: dict[str, Any], granted: Granted
+) -> None:
+    assert resolve({}, body, priority_max=9, key=key) == granted
+
+
+def test_class_that_is_not_the_keys_is_refused() -> None:
+    with pytest.raises(ApiError) as caught:
+        resolve({}, {"service_tier": "default-not"}, key=RESTRICTED)
+    assert caught.value.status == 400
+    with pytest.raises(ApiError) as caught:
+        resolve({"x-llm-d-inference-objective": "default"}, {}, key=RESTRICTED)
+    assert (caught.value.status, caught.value.code) == (403, "class_not_allowed")
+    assert "batch, interactive" in caught.value.message

@@ -6,6 +6,9 @@ Marked `soak` are those in which requests move between instances; they ask `exam
 from __future__ import annotations
 
 import os
+import random
+import time
+from collections.abc import Iterator
 
 FACTOR = int(os.environ.get("SOAK") or 1)
 
@@ -13,3 +16,18 @@ FACTOR = int(os.environ.get("SOAK") or 1)
 def examples(count: int) -> int:
     """So many in the suite, and more when it soaks."""
     return count * FACTOR
+
+
+FUZZED_S = 45.0
+"""Seconds for each time that it soaks longer, of each test that fuzzes: four of them make an hour of 20 times."""
+
+
+def seeds(count: int) -> Iterator[int]:
+    """The same ones in the suite; when it soaks, others for as long as it takes."""
+    if FACTOR == 1:
+        yield from range(count)
+        return
+    until_s, seed = time.monotonic() + FUZZED_S * FACTOR, random.SystemRandom().getrandbits(40)
+    while time.monotonic() < until_s:
+        yield seed
+        seed += 1

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hyperflexis.core.events import RequestArrived
-from hyperflexis.journal import reading
+from hyperflexis.journal import frames, reading
 from hyperflexis.journal.entries import Entry, JournalError, encode, requests_of
 from hyperflexis.journal.frames import BEGIN
 from hyperflexis.journal.parts import Parts, part_files
@@ -76,6 +76,17 @@ def test_byte_that_is_another_is_noticed(written: tuple[bytes, list[Entry], Path
     entries, damages = _read(folder, bytes(changed))
     assert len(damages) == 1
     assert len(entries) < len(whole)
+
+
+def test_frame_that_says_it_holds_too_much_is_not_unpacked(
+    written: tuple[bytes, list[Entry], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few bytes can unpack to as many as memory has."""
+    content, _, folder = written
+    largest = max(len(frame.body()) for frame in only_run(folder / "framed").frames())
+    monkeypatch.setattr(frames, "BODY_BYTES_MAX", largest - 1)
+    _, damages = _read(folder, content)
+    assert any("holds more than" in damage for damage in damages)
 
 
 def test_entries_of_a_request_are_found_by_number_and_by_name(tmp_path: Path) -> None:

@@ -129,6 +129,9 @@ async def test_roles_and_kv_are_told_in_vllms_words() -> None:
     assert gpus == {"CUDA_VISIBLE_DEVICES=0,1", "CUDA_VISIBLE_DEVICES=2,3"}
     ports = {word for words in environments for word in words if word.startswith("VLLM_NIXL_SIDE_CHANNEL_PORT=")}
     assert ports == {"VLLM_NIXL_SIDE_CHANNEL_PORT=5600", "VLLM_NIXL_SIDE_CHANNEL_PORT=5602"}
+    # Everybody on the machine can read commands.
+    assert all("VLLM_API_KEY=secret" in words for words in environments)
+    assert all("secret" not in word for words in commands for word in words)
     heard = Heard()
     launcher.launch(0, Role.DECODE, heard)
     await heard.until_ready()

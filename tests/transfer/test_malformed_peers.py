@@ -99,6 +99,7 @@ def impatient() -> Iterator[Descriptor]:
         LENGTH.pack(0),
         LENGTH.pack(REQUEST_BYTES_MAX + 1),
         LENGTH.pack(3) + b"\xc1\xc1\xc1",
+        LENGTH.pack(20_004) + b"\x93\x03\xc4\x00" + b"\x91" * 20_000,  # nested more deeply than a reader may recurse
         frame(Finished()),
         frame(Open(Claim(b"", 0, 0, ""), "shm")) * 2,
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ _KV_NUMBER_BYTES = 2
 
 
 def attach_spec(deployment: Deployment, directory: Path, codec: TextCodec, samples: Sequence[WireSample]) -> AttachSpec:
-    """What a launcher is told.
+    """What a launcher is told. Servers that are started here ask for a key, if only for one that nobody else knows.
 
     Raises:
         OperatorError: the file with the key cannot be read.
@@ -43,7 +44,7 @@ def attach_spec(deployment: Deployment, directory: Path, codec: TextCodec, sampl
         watch=WatchRules(vllm.health_ms / 1000, vllm.metrics_ms / 1000, vllm.silence_timeout_s),
         passes_kv=vllm.passes_kv,
         lease_s=vllm.kv_lease_s,
-        api_key=_secret(vllm.api_key_file),
+        api_key=_secret(vllm.api_key_file) or ("" if deployment.attach else secrets.token_urlsafe()),
     )
 
 

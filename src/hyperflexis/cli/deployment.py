@@ -153,9 +153,48 @@ class JournalSection(Section):
     """The most that all its parts may take, in MiB; beyond it the oldest go."""
 
 
+class AuthSection(Section):
+    """Who may ask, and for what."""
+
+    keys_file: Line | None = None
+    """YAML file of API keys (docs/security.md), read anew when it changes; null asks for none."""
+    serves_anyone: bool = False
+    """Whether, without API keys, an address that other machines reach may be listened on all the same."""
+    per_tenant_max: int | None = Field(default=1000, ge=1)
+    """Requests that one tenant may have waiting and running, where the file of keys says nothing else; null: any."""
+
+
+class AdminSection(Section):
+    """Where the routes are that show or change the fleet: /metrics and /instances."""
+
+    host: Line = "127.0.0.1"
+    """Address to listen on for them, if they have a port of their own."""
+    port: int | None = Field(default=None, ge=0, le=65535)
+    """Port of their own, 0 takes a free one; null: they are beside all others, on `port`."""
+
+
+class TlsSection(Section):
+    """Encryption of what clients and admins send and get."""
+
+    cert_file: Line | None = None
+    """PEM file of the certificate and those above it, read anew when it changes; null: plain HTTP."""
+    key_file: Line | None = None
+    """PEM file of its private key, without a password."""
+    client_ca_file: Line | None = None
+    """PEM file of the authorities whose certificates clients have to show; null asks for none."""
+
+
 class LimitsSection(Section):
     """What one client, or all of them together, may take."""
 
+    connections_max: int = Field(default=10_000, ge=1)
+    """Connections to each port, at most what open files allow; those make room that have waited longest to ask."""
+    head_timeout_s: float = Field(default=10.0, ge=0.1, le=86_400)
+    """Seconds that a request's head may take."""
+    body_timeout_s: float = Field(default=60.0, ge=0.1, le=86_400)
+    """Seconds that a request's body may take."""
+    idle_timeout_s: float = Field(default=75.0, ge=0.1, le=86_400)
+    """Seconds between two requests on a connection."""
     body_mib: float = Field(default=16.0, ge=0.001, le=1_000_000)
     """Largest request body in MiB; above it, 413."""
     stream_buffer_kib: int = Field(default=1024, ge=1)
@@ -327,6 +366,12 @@ class Deployment(Section):
     """How many instances there are, where that follows demand."""
     weights: WeightsSection = WeightsSection()
     """Servers elsewhere that start from each other's weights in place of the disk's."""
+    auth: AuthSection = AuthSection()
+    """Who may ask, and for what."""
+    admin: AdminSection = AdminSection()
+    """Where the routes are that show or change the fleet: /metrics and /instances."""
+    tls: TlsSection = TlsSection()
+    """Encryption of what clients and admins send and get."""
     limits: LimitsSection = LimitsSection()
     """What one client, or all of them together, may take."""
     journal: JournalSection = JournalSection()
@@ -508,6 +553,10 @@ class Deployment(Section):
         from hyperflexis.gateway.limits import Limits  # here, so that --help loads nothing of the gateway
 
         return Limits(
+            connections_max=self.limits.connections_max,
+            head_s=self.limits.head_timeout_s,
+            body_s=self.limits.body_timeout_s,
+            idle_s=self.limits.idle_timeout_s,
             body_bytes_max=int(self.limits.body_mib * 2**20),
             stream_backlog_bytes_max=self.limits.stream_buffer_kib * 2**10,
         )

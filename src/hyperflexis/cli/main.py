@@ -29,6 +29,8 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at the configuration.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+keys_app = typer.Typer(help="Make API keys.", no_args_is_help=True)
+app.add_typer(keys_app, name="keys")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -279,6 +281,24 @@ def config_show(
     from hyperflexis.cli.show import render
 
     typer.echo(render(settings), nl=False)
+
+
+@keys_app.command("new")
+def keys_new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What to call the key in files and logs.")],
+    *,
+    tenant: Annotated[
+        str | None,
+        typer.Option("--tenant", metavar="NAME", help="Whose it is. Default: its own name.", show_default=False),
+    ] = None,
+    is_admin: Annotated[bool, typer.Option("--admin", help="Let it show and change the fleet.")] = False,
+) -> None:
+    """Make an API key: the key to stdout, which nothing shows again; its entry in auth.keys_file to stderr."""
+    from hyperflexis.cli.api_keys import entry_of
+
+    key, entry = entry_of(name, tenant, is_admin=is_admin)
+    typer.echo(f"# Under 'keys:' in the file that auth.keys_file names:\n{entry}", nl=False, err=True)
+    typer.echo(key)
 
 
 @app.command()

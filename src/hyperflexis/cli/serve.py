@@ -23,6 +23,7 @@ from hyperflexis.cli.attached import AttachedFleet, attach_spec, roles_of, serve
 from hyperflexis.cli.checkpoint import model_directory
 from hyperflexis.cli.deployment import Deployment
 from hyperflexis.cli.donors import weights_spec
+from hyperflexis.cli.entrance import Entrance
 from hyperflexis.cli.errors import StartError
 from hyperflexis.cli.profile_file import WireSample, read_samples
 from hyperflexis.core.control import ControlPlane
@@ -52,10 +53,12 @@ def run(deployment: Deployment) -> int:
         logging.getLogger("hyperflexis.runtime").setLevel(logging.INFO)
     if deployment.attach or deployment.launcher == "vllm":  # What a server does not tell is said, and what for.
         logging.getLogger("hyperflexis.adapters.vllm").setLevel(logging.INFO)
+    logging.getLogger("hyperflexis.cli.entrance").setLevel(logging.INFO)  # Who may come in now is worth a line.
+    entrance = Entrance(deployment)
     directory = model_directory(deployment)
     samples = _samples(deployment)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(deployment, directory, samples))
+        return runner.run(_serve(deployment, entrance, directory, samples))
 
 
 def _samples(deployment: Deployment) -> Sequence[WireSample]:
@@ -63,21 +66,21 @@ def _samples(deployment: Deployment) -> Sequence[WireSample]:
     return () if profile is None else read_samples(Path(profile).expanduser())
 
 
-async def _serve(deployment: Deployment, directory: Path, samples: Sequence[WireSample]) -> int:
+async def _serve(deployment: Deployment, entrance: Entrance, directory: Path, samples: Sequence[WireSample]) -> int:
     stopping = _stop_on_signals()
     started_s = time.monotonic()
     async with contextlib.AsyncExitStack() as stack:
         engines = await _unless(stopping, stack.enter_async_context(_engines(deployment, directory, samples)))
         if engines is None:
             return 0
-        driver, gateway, port = await stack.enter_async_context(_fleet(deployment, engines))
+        driver, gateway = await stack.enter_async_context(_fleet(deployment, entrance, engines))
         # What is alive now stays: collections need not look at it again, and so stop nobody's stream for it.
         gc.collect()
         gc.freeze()
         patience_s = OTHERS_S if deployment.attach else math.inf
         ready = await _unless(stopping, _fleet_ready(driver, deployment.instances_min, patience_s))
         if ready is not None:
-            _announce(deployment, _ready_roles(driver), port, time.monotonic() - started_s)
+            _announce(deployment, _ready_roles(driver), gateway, time.monotonic() - started_s)
             await _unless(stopping, _fleet_lost(driver))
         stopping.clear()
         _tell(f"stopping; {driver.live_requests} running requests may finish (once more to stop at once)")
@@ -211,13 +214,15 @@ def _tell_of_weights(launcher: LocalLauncher | RayLauncher) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _fleet(deployment: Deployment, engines: _Engines) -> AsyncIterator[tuple[Driver, Gateway, int]]:
+async def _fleet(
+    deployment: Deployment, entrance: Entrance, engines: _Engines
+) -> AsyncIterator[tuple[Driver, Gateway]]:
     """Driver and gateway, running: the port answers from here on, /ready says when requests may come."""
     control = ControlPlane(deployment.core_policy(), deployment.fleet(), deployment.limits.requests_max)
     with _journal(deployment, control) as observe:
         driver = Driver(control, engines.launcher, engines.block_tokens, observe=observe)
-        async with _gateway(deployment, engines, driver, control) as (gateway, port):
-            yield driver, gateway, port
+        async with _gateway(deployment, entrance, engines, driver, control) as gateway:
+            yield driver, gateway
 
 
 @contextlib.contextmanager
@@ -241,8 +246,8 @@ def _journal(deployment: Deployment, control: ControlPlane) -> Iterator[Observer
 
 @contextlib.asynccontextmanager
 async def _gateway(
-    deployment: Deployment, engines: _Engines, driver: Driver, control: ControlPlane
-) -> AsyncIterator[tuple[Gateway, int]]:
+    deployment: Deployment, entrance: Entrance, engines: _Engines, driver: Driver, control: ControlPlane
+) -> AsyncIterator[Gateway]:
     """The gateway, running, and the driver behind it."""
     limits = deployment.limits
     membership = None
@@ -261,25 +266,31 @@ async def _gateway(
         limits=deployment.gateway_limits(),
         priority_max=limits.priority_max,
         membership=membership,
+        keys=entrance.keys,
+        tls=entrance.tls,
+        admin_address=None if deployment.admin.port is None else (deployment.admin.host, deployment.admin.port),
     )
     driver.start()
     try:
-        port = await _listen(gateway, deployment)
+        await _listen(gateway, deployment)
         try:
-            yield gateway, port
+            async with entrance.follow(gateway):
+                yield gateway
         finally:
             await gateway.stop()
     finally:
         driver.close()
 
 
-async def _listen(gateway: Gateway, deployment: Deployment) -> int:
+async def _listen(gateway: Gateway, deployment: Deployment) -> None:
     try:
-        return await gateway.start()
+        await gateway.start()
     except TokenizerError as error:
         raise StartError(str(error)) from error
     except OSError as error:
         where = f"{deployment.host}:{deployment.port}"
+        if deployment.admin.port is not None:
+            where += f" and {deployment.admin.host}:{deployment.admin.port}"
         raise StartError(f"cannot listen on {where}: {error.strerror}", "choose another with --port N") from error
 
 
@@ -315,23 +326,32 @@ def _ready_roles(driver: Driver) -> Counter[str]:
     return Counter(instance.role for instance in driver.instances() if instance.state == "ready")
 
 
-def _announce(deployment: Deployment, ready: Counter[str], port: int, seconds: float) -> None:
-    host = "127.0.0.1" if deployment.host in ("0.0.0.0", "::") else deployment.host
-    url, name = f"http://{host}:{port}", deployment.public_name
+def _announce(deployment: Deployment, ready: Counter[str], gateway: Gateway, seconds: float) -> None:
+    port, *admin = gateway.ports
+    name, url = deployment.public_name, _url(deployment, deployment.host, port)
     count = f"{ready.total()} of {deployment.instances_min}"
     if deployment.is_elastic:
         count = f"{ready.total()} ({deployment.instances_min} to {deployment.instances_total})"
+    key = "KEY" if deployment.auth.keys_file else "none"
+    bearing = " -H 'Authorization: Bearer KEY'" if deployment.auth.keys_file else ""
     _tell(f"""
 {count} instances of {name}{_roles_told(deployment, ready)} are ready after {seconds:.1f} s: {url}/v1
 
-  curl -N {url}/v1/completions -H 'Content-Type: application/json' \\
+  curl -N {url}/v1/completions -H 'Content-Type: application/json'{bearing} \\
        -d '{{"prompt": "def fibonacci(n):", "max_tokens": 48, "temperature": 0, "stream": true}}'
 
-  python -c "from openai import OpenAI; print(OpenAI(base_url='{url}/v1', api_key='none').completions.create(
+  python -c "from openai import OpenAI; print(OpenAI(base_url='{url}/v1', api_key='{key}').completions.create(
       model='{name}', prompt='def fibonacci(n):', max_tokens=48, temperature=0).choices[0].text)"
 
 Ctrl-C stops.
 """)
+    if admin:
+        _tell(f"For admins: {_url(deployment, deployment.admin.host, admin[0])}/metrics\n")
+
+
+def _url(deployment: Deployment, host: str, port: int) -> str:
+    name = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    return f"{'https' if deployment.tls.cert_file else 'http'}://{name}:{port}"
 
 
 def _roles_told(deployment: Deployment, ready: Counter[str]) -> str:

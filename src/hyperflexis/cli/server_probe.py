@@ -235,7 +235,7 @@ def _tokens_in(line: bytes, url: str) -> int:
     """How many tokens a line of the stream brings. A server that does not tell brings one, unless there is no text."""
     try:
         chunk = _chunks.decode(line.removeprefix(b"data: "))
-    except msgspec.DecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise StartError(f"{url} streams something else than completions: {error}") from error
     if chunk.error is not None:
         raise StartError(f"{url} breaks off a completion: {chunk.error}")
@@ -277,7 +277,7 @@ async def _about(session: aiohttp.ClientSession, url: str) -> About:
     status, text = await _get(session, f"{url}/v1/models")
     try:
         models = msgspec.json.decode(text, type=_Models).data if status == 200 else []
-    except msgspec.DecodeError:
+    except (ValueError, RecursionError):
         models = []
     if not models:
         hint = "give the address of a server with an OpenAI interface, without /v1"

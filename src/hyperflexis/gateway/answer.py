@@ -89,10 +89,14 @@ class Answer:
                 choice.detach()
                 self._backend.cancel(choice.ticket)
 
+    def completion_tokens(self) -> int:
+        """Tokens that came out, of all choices."""
+        return sum(choice.tokens for choice in self.choices)
+
     def usage(self) -> dict[str, Any]:
         """Tokens used. Prompts count once, however many choices they have."""
         prompt_tokens = sum(len(prompt.tokens) for prompt in self._prompts)
-        completion_tokens = sum(choice.tokens for choice in self.choices)
+        completion_tokens = self.completion_tokens()
         firsts = self.choices[:: self._n]
         cached = sum(choice.end.cached_tokens for choice in firsts if choice.end is not None)
         return {

@@ -111,6 +111,18 @@ def from_end(end: Ending) -> ApiError:
     return ApiError(status, message, kind=kind, code=dropped.replace("-", "_"), headers=headers)
 
 
+def limited(rule: str, wait_s: float) -> ApiError:
+    """A request that is one too many for whoever sends it, whatever the fleet could do."""
+    headers = {"x-hyperflexis-reason": _header_safe(rule), **_retry_after(wait_s)}
+    return ApiError(
+        429,
+        f"Rate limit reached: {rule}. Try again in {headers['Retry-After']} s.",
+        kind=_KINDS[429],
+        code="rate_limit_exceeded",
+        headers=headers,
+    )
+
+
 def shutting_down() -> ApiError:
     """The answer to whoever comes while the gateway drains."""
     headers = {"Retry-After": "1", "x-llm-d-request-dropped-reason": "rejected-shutting-down"}

@@ -23,6 +23,7 @@ from hyperflexis.gateway.limits import Limits
 from hyperflexis.gateway.metrics import NO_CLASS, Metrics
 from hyperflexis.gateway.openai_types import ChatBody, CompletionBody, GenerationBody
 from hyperflexis.gateway.promises import Granted, grant
+from hyperflexis.gateway.quota import Passage
 from hyperflexis.gateway.stream import EventStream
 from hyperflexis.gateway.tokenizer import Encoders, TextCodec
 from hyperflexis.gateway.validation import (
@@ -59,6 +60,7 @@ class Ask:
 class Account:
     """What is known of a request when it ends, however it ends."""
 
+    passage: Passage
     service_class: str = NO_CLASS
     code: int = 500
     answer: Answer | None = None
@@ -83,6 +85,7 @@ class Generation:
         self._limits = limits
         self._priority_max = priority_max
         self._allow_push = allow_push
+        self._loop = asyncio.get_running_loop()
         self._live: set[Answer] = set()
         self._requests = 0
         self._idle = asyncio.Event()
@@ -91,18 +94,18 @@ class Generation:
         self.metrics = Metrics(backend, lambda: self._requests)
         self.draining = False
 
-    async def chat(self, request: web.Request) -> web.StreamResponse:
+    async def chat(self, request: web.Request, passage: Passage) -> web.StreamResponse:
         """Serve `/v1/chat/completions`."""
-        return await self._serve(request, ChatBody, self._ask_chat)
+        return await self._serve(request, passage, ChatBody, self._ask_chat)
 
-    async def complete(self, request: web.Request) -> web.StreamResponse:
+    async def complete(self, request: web.Request, passage: Passage) -> web.StreamResponse:
         """Serve `/v1/completions`."""
-        return await self._serve(request, CompletionBody, self._ask_completion)
+        return await self._serve(request, passage, CompletionBody, self._ask_completion)
 
     async def _serve(
-        self, request: web.Request, kind: type[B], ask: Callable[[B, Granted], Awaitable[Ask]]
+        self, request: web.Request, passage: Passage, kind: type[B], ask: Callable[[B, Granted], Awaitable[Ask]]
     ) -> web.StreamResponse:
-        account = self._enter()
+        account = self._enter(passage)
         try:
             body = await read_body(request, kind, self._limits)
             granted = self._grant(request, body, account)
@@ -113,10 +116,10 @@ class Generation:
         finally:
             self._leave(account)
 
-    def _enter(self) -> Account:
+    def _enter(self, passage: Passage) -> Account:
         self._requests += 1
         self._idle.clear()
-        return Account()
+        return Account(passage)
 
     def _leave(self, account: Account) -> None:
         self._requests -= 1
@@ -127,6 +130,7 @@ class Generation:
             self._live.discard(answer)
             # Ended answers ignore this; for a client that left, it is what frees the engine.
             answer.cancel()
+            account.passage.spend(answer.completion_tokens(), self._loop.time())
         if answer is None or not answer.finished or account.code != 200:
             self.metrics.account_refused(account.service_class, account.code)
             return
@@ -137,7 +141,7 @@ class Generation:
     def _grant(self, request: web.Request, body: GenerationBody, account: Account) -> Granted:
         if self.draining:
             raise shutting_down()
-        granted = grant(request.headers, body, self._offer, self._priority_max)
+        granted = grant(request.headers, body, self._offer, self._priority_max, account.passage.key)
         account.service_class = granted.service_class
         return granted
 
@@ -183,6 +187,8 @@ class Generation:
         if self.draining:
             # It may have begun while this request was tokenised.
             raise shutting_down()
+        prompt_tokens = sum(len(prompt.tokens) for prompt in ask.prompts)
+        account.passage.charge(len(ask.prompts) * ask.settings.n, prompt_tokens, self._loop.time())
         if ask.settings.stream:
             return await self._send_stream(request, ask, account)
         answer = WholeAnswer(self._backend, ask.prompts, ask.settings.n, ask.granted)
@@ -210,7 +216,7 @@ class Generation:
         )
         self._begin(answer, ask, account)
         await answer.begun()
-        response = await answer.stream.run(_headers(ask))
+        response = await answer.stream.run(_headers(ask) | account.passage.headers(self._loop.time()))
         account.code = answer.failure.status if answer.failure else 200
         return response
 

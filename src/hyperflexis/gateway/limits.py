@@ -9,6 +9,12 @@ from dataclasses import dataclass
 class Limits:
     """Sizes and times; whoever exceeds them is refused or cut off."""
 
+    connections_max: int = 10_000
+    """Of each listener; to make room for one more, those go that have waited longest for a request."""
+    head_s: float = 10.0
+    """A request's head must have arrived so long after its first byte; of a new connection, after its beginning."""
+    idle_s: float = 75.0
+    """Between two requests, and for reading an answer that is not streamed. More than what proxies keep idle."""
     body_bytes_max: int = 16 * 2**20
     body_s: float = 60.0
     """A body must have arrived within this time."""

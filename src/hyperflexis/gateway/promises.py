@@ -2,7 +2,8 @@
 
 Every dialect that peers speak is read here and nowhere else. Order of precedence: explicit numbers in headers, explicit
 numbers in the body, the service class that was named, the default class. Urgency asked for by a client is a wish, so
-explicit priorities are clamped; class priorities are the operator's own and stand. Knows nothing of queues.
+explicit priorities are clamped; class priorities are the operator's own and stand. A key that names its classes gets no
+tighter promise than its class gives, and no other class. Knows nothing of queues.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from hyperflexis.core.slo import ServiceClass
+from hyperflexis.core.slo import ServiceClass, Slo
+from hyperflexis.gateway.access import ApiKey
 from hyperflexis.gateway.backend import Offer
 from hyperflexis.gateway.errors import ApiError, invalid
 from hyperflexis.gateway.openai_types import DynamoTargets, GenerationBody, NvExt
@@ -57,32 +59,76 @@ def grant(
     body: GenerationBody,
     offer: Offer,
     priority_max: int | None = None,
+    key: ApiKey | None = None,
 ) -> Granted:
-    """Resolve what is promised to one request.
+    """Resolve what is promised to one request, and lower it to what its key may have.
 
     Raises:
         ApiError: a number is malformed, not positive or not finite, or a class is unknown; it names header or field.
+            Or the class is none that the key may use.
     """
-    chosen = _service_class(headers, body.service_tier, offer)
+    asked = _service_class(headers, body.service_tier, offer)
+    chosen = _allowed_class(asked, key, offer)
     slo = chosen.slo
-    return Granted(
-        chosen.name,
-        _priority(headers, body, chosen.priority, priority_max),
+    targets = Slo(
         _target(headers, TTFT_HEADERS, _ttft_fields(body), TTFT_MS_MAX, slo.ttft_s),
         _target(headers, TPOT_HEADERS, _tpot_fields(body), TPOT_MS_MAX, slo.tpot_s),
         _target(headers, E2E_HEADERS, _e2e_fields(body), E2E_MS_MAX, slo.e2e_s),
+    )
+    if key is not None and key.classes is not None:
+        targets = _no_tighter(targets, slo)
+    return Granted(
+        chosen.name,
+        _priority(headers, body, chosen.priority, _highest(chosen, key, priority_max)),
+        targets.ttft_s,
+        targets.tpot_s,
+        targets.e2e_s,
         chosen.refuses_late,
     )
 
 
-def _service_class(headers: Mapping[str, str], tier: str | None, offer: Offer) -> ServiceClass:
+def _service_class(headers: Mapping[str, str], tier: str | None, offer: Offer) -> ServiceClass | None:
+    """The class that is named, if one is."""
     for header in CLASS_HEADERS:
         name = headers.get(header)
         if name is not None:
             return _known_class(header, name.strip(), offer.service_classes)
     if tier is None or tier in ("auto", "default"):
-        return offer.service_classes[offer.default_class]
+        return None
     return _known_class("service_tier", tier, offer.service_classes)
+
+
+def _allowed_class(asked: ServiceClass | None, key: ApiKey | None, offer: Offer) -> ServiceClass:
+    default = offer.service_classes[offer.default_class]
+    if key is None or key.classes is None:
+        return asked or default
+    if asked is None:
+        return default if default.name in key.classes else offer.service_classes[key.classes[0]]
+    if asked.name in key.classes:
+        return asked
+    if key.fallback_class is None:
+        allowed = ", ".join(key.classes)
+        message = f"This API key may not use the service class {asked.name!r}. It may use: {allowed}."
+        raise ApiError(403, message, code="class_not_allowed")
+    return offer.service_classes[key.fallback_class]
+
+
+def _no_tighter(asked: Slo, given: Slo) -> Slo:
+    """Of each target the looser one; what is promised nothing can ask for nothing."""
+
+    def looser(one_s: float | None, other_s: float | None) -> float | None:
+        return None if one_s is None or other_s is None else max(one_s, other_s)
+
+    return Slo(looser(asked.ttft_s, given.ttft_s), looser(asked.tpot_s, given.tpot_s), looser(asked.e2e_s, given.e2e_s))
+
+
+def _highest(chosen: ServiceClass, key: ApiKey | None, priority_max: int | None) -> int | None:
+    """The highest priority that may be asked for; None: any."""
+    if key is None:
+        return priority_max
+    if key.priority_max is not None:
+        return key.priority_max
+    return priority_max if key.classes is None else chosen.priority
 
 
 def _known_class(source: str, name: str, classes: Mapping[str, ServiceClass]) -> ServiceClass:

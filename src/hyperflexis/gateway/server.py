@@ -6,35 +6,35 @@ A client that closes its sending half counts as gone, as with most servers: its 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import ssl
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import msgspec
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
 
 from hyperflexis.core.slo import ServiceClass
+from hyperflexis.gateway.access import KeyRing
 from hyperflexis.gateway.backend import Backend, Fleet, Membership, Offer, ServedModel
 from hyperflexis.gateway.body import read_body, too_large
 from hyperflexis.gateway.chat import chat_prompt
 from hyperflexis.gateway.completions import completion_prompts
 from hyperflexis.gateway.errors import ApiError, invalid
 from hyperflexis.gateway.generation import Generation
+from hyperflexis.gateway.guard import Guard, Handler
 from hyperflexis.gateway.limits import Limits
+from hyperflexis.gateway.listening import STOP_GRACE_S, Listener
+from hyperflexis.gateway.metrics import NO_CLASS
 from hyperflexis.gateway.openai_types import AttachBody, DetokenizeBody, TokenizeBody
+from hyperflexis.gateway.openapi import describe
+from hyperflexis.gateway.quota import Passage
 from hyperflexis.gateway.tokenizer import TextCodec
 from hyperflexis.gateway.validation import check_ids, pick_model
 
 log = logging.getLogger("hyperflexis.gateway")
-
-STOP_GRACE_S = 1.0
-"""After `stop` ended all answers, so long their last bytes may take."""
-LINGER_S = 2.0
-"""So long the rest of a refused body is read and dropped: closing earlier would lose the refusal on its way."""
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Gateway:
@@ -54,6 +54,9 @@ class Gateway:
         priority_max: int | None = None,
         allow_push: bool = True,
         membership: Membership | None = None,
+        keys: KeyRing | None = None,
+        tls: ssl.SSLContext | None = None,
+        admin_address: tuple[str, int] | None = None,
     ) -> None:
         """Prepare; nothing listens before `start`.
 
@@ -69,6 +72,9 @@ class Gateway:
             priority_max: The highest priority that clients get by asking for a number.
             membership: What attaches and detaches instances for whoever asks; None: nobody may.
             allow_push: False sends every event through aiohttp, one task wake each.
+            keys: Who may ask, and for what; None: whoever reaches it.
+            tls: With what connections are encrypted; None: not at all.
+            admin_address: Host and port of the routes that show or change the fleet; None: beside all others.
         """
         self._backend = backend
         self._offer = Offer(
@@ -77,21 +83,32 @@ class Gateway:
             default_class,
         )
         self._tokenizer = tokenizer
-        self._host = host
-        self._port = port
         self._limits = limits or Limits()
         self._priority_max = priority_max
         self._allow_push = allow_push
         self._membership = membership
-        self._runner: web.AppRunner | None = None
         self._codec: TextCodec
         self._generation: Generation
+        addresses = [(host, port)] if admin_address is None else [(host, port), admin_address]
+        self._guard = Guard(
+            keys,
+            self._on_refused,
+            is_local=is_loopback(host),
+            is_admin_local=is_loopback(addresses[-1][0]),
+        )
+        routings = [self._all_routes] if admin_address is None else [self._client_routes, self._admin_routes]
+        self._listeners = [
+            Listener(routing, _speak_openai, host=each, port=number, limits=self._limits, tls=tls)
+            for routing, (each, number) in zip(routings, addresses, strict=True)
+        ]
+        self.ports: list[int] = []
+        """Where it listens, once it does: for clients; then for admins, if they have a port of their own."""
 
     async def start(self) -> int:
-        """Listen; returns the port.
+        """Listen; returns the port for clients.
 
         Raises:
-            OSError: the address cannot be had.
+            OSError: an address cannot be had.
             TokenizerError: the model directory has no tokenizer that can be read.
         """
         given = self._tokenizer
@@ -104,24 +121,16 @@ class Gateway:
             priority_max=self._priority_max,
             allow_push=self._allow_push,
         )
-        runner = web.AppRunner(
-            self._app(),
-            handler_cancellation=True,
-            access_log=None,
-            logger=_http_log(),
-            shutdown_timeout=STOP_GRACE_S,
-            lingering_time=LINGER_S,
-        )
-        await runner.setup()
         try:
-            await web.TCPSite(runner, self._host, self._port, backlog=1024).start()
+            self.ports = [await listener.start() for listener in self._listeners]
         except BaseException:
-            await runner.cleanup()
-            self._generation.encoders.close()
+            await self._stop_listening()
             raise
-        self._runner = runner
-        port: int = runner.addresses[0][1]
-        return port
+        return self.ports[0]
+
+    def follow_keys(self, keys: KeyRing) -> None:
+        """Let these be the keys from now on. What has begun goes on."""
+        self._guard.follow(keys)
 
     async def drain(self, timeout_s: float) -> bool:
         """Refuse new requests and wait for those that run. Returns whether all of them ended in time."""
@@ -129,41 +138,51 @@ class Gateway:
 
     async def stop(self) -> None:
         """End what runs, and stop listening."""
-        if self._runner is None:
+        if not self.ports:
             return
-        runner, self._runner = self._runner, None
+        self.ports = []
         self._generation.end_all()
         await self._generation.drain(STOP_GRACE_S)
-        connections = runner.server.connections if runner.server is not None else []
-        transports = [connection.transport for connection in connections]
-        await runner.cleanup()
-        for transport in transports:
-            # Whoever has not read by now will not; with bytes left to send, the event loop could not be closed.
-            if transport is not None and transport.get_write_buffer_size():
-                transport.abort()
+        await self._stop_listening()
+
+    async def _stop_listening(self) -> None:
+        for listener in self._listeners:
+            await listener.stop()
         self._generation.encoders.close()
 
-    def _app(self) -> web.Application:
-        app = web.Application(client_max_size=self._limits.body_bytes_max, middlewares=[_speak_openai])
-        routes = app.router
-        expect = self._expect
-        routes.add_post("/v1/chat/completions", self._generation.chat, expect_handler=expect)
-        routes.add_post("/v1/completions", self._generation.complete, expect_handler=expect)
-        routes.add_get("/v1/models", self._models)
-        routes.add_get("/v1/models/{model:.+}", self._model)
-        routes.add_post("/tokenize", self._tokenize, expect_handler=expect)
-        routes.add_post("/detokenize", self._detokenize, expect_handler=expect)
+    def _all_routes(self, routes: web.UrlDispatcher) -> None:
+        self._client_routes(routes)
+        self._admin_routes(routes)
+
+    def _client_routes(self, routes: web.UrlDispatcher) -> None:
+        guard, expect = self._guard, self._expect
+        routes.add_post("/v1/chat/completions", guard.counted(self._generation.chat), expect_handler=expect)
+        routes.add_post("/v1/completions", guard.counted(self._generation.complete), expect_handler=expect)
+        routes.add_get("/v1/models", guard.known(self._models))
+        routes.add_get("/v1/models/{model:.+}", guard.known(self._model))
+        routes.add_post("/tokenize", guard.counted(self._tokenize), expect_handler=expect)
+        routes.add_post("/detokenize", guard.counted(self._detokenize), expect_handler=expect)
+        routes.add_get("/openapi.json", guard.known(self._described))
         routes.add_get("/health", self._alive)
         routes.add_get("/live", self._alive)
         routes.add_get("/ready", self._ready)
-        routes.add_get("/metrics", self._metrics)
+
+    def _admin_routes(self, routes: web.UrlDispatcher) -> None:
+        guard, expect = self._guard, self._expect
+        routes.add_get("/metrics", guard.admin(self._metrics))
         if self._membership is not None:
-            routes.add_post("/instances", self._attach, expect_handler=expect)
-            routes.add_delete("/instances/{name}", self._detach)
-        return app
+            routes.add_post("/instances", guard.admin(self._attach), expect_handler=expect)
+            routes.add_delete("/instances/{name}", guard.admin(self._detach))
+
+    def _on_refused(self, status: int) -> None:
+        self._generation.metrics.account_refused(NO_CLASS, status)
 
     async def _expect(self, request: web.Request) -> web.StreamResponse | None:
         """Refuse a body before it is sent, where the client asks."""
+        try:
+            self._guard.check(request)
+        except ApiError as error:
+            return _refusal(error)
         if (request.content_length or 0) > self._limits.body_bytes_max:
             return _refusal(too_large(self._limits))
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -175,7 +194,7 @@ class Gateway:
     async def _model(self, request: web.Request) -> web.StreamResponse:
         return _json(_spelled(pick_model(request.match_info["model"], self._offer.models)))
 
-    async def _tokenize(self, request: web.Request) -> web.StreamResponse:
+    async def _tokenize(self, request: web.Request, passage: Passage) -> web.StreamResponse:
         body = await read_body(request, TokenizeBody, self._limits)
         model = pick_model(body.model, self._offer.models)
         encoders = self._generation.encoders
@@ -212,11 +231,14 @@ class Gateway:
             }
         )
 
-    async def _detokenize(self, request: web.Request) -> web.StreamResponse:
+    async def _detokenize(self, request: web.Request, passage: Passage) -> web.StreamResponse:
         body = await read_body(request, DetokenizeBody, self._limits)
         pick_model(body.model, self._offer.models)
         check_ids("tokens", body.tokens, self._codec)
         return _json({"prompt": self._codec.decode(body.tokens, skip_special_tokens=False)})
+
+    async def _described(self, request: web.Request) -> web.StreamResponse:
+        return _json(describe(has_keys=self._guard.has_keys))
 
     async def _alive(self, request: web.Request) -> web.StreamResponse:
         return _json({"status": "ok"})
@@ -224,8 +246,10 @@ class Gateway:
     async def _ready(self, request: web.Request) -> web.StreamResponse:
         draining = self._generation.draining
         ready = self._backend.is_ready() and not draining
-        instances = self._backend.instances()
-        told = {"ready": ready, "draining": draining, "instances": instances}
+        told: dict[str, Any] = {"ready": ready, "draining": draining}
+        # Probes bring no key, and need no more.
+        if self._guard.is_admin(request):
+            told["instances"] = self._backend.instances()
         return _json(told, status=200 if ready else 503)
 
     async def _attach(self, request: web.Request) -> web.StreamResponse:
@@ -251,6 +275,16 @@ class Gateway:
     async def _metrics(self, request: web.Request) -> web.StreamResponse:
         body = self._generation.metrics.expose()
         return web.Response(body=body, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens there."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _json(told: Any, status: int = 200) -> web.Response:
@@ -302,20 +336,3 @@ def _from_http(request: web.Request, error: web.HTTPException) -> ApiError:
         message = f"Wrong method: {where}. Allowed: {allowed}."
         return ApiError(405, message, code="method_not_allowed", headers={"Allow": allowed})
     return ApiError(error.status, error.reason or "Refused.", code="http_error")
-
-
-def _http_log() -> logging.Logger:
-    """The server library's log, where what clients get wrong takes a line, not a stack trace."""
-    logger = logging.getLogger("hyperflexis.gateway.http")
-    if not logger.filters:
-        logger.addFilter(_shorten)
-    return logger
-
-
-def _shorten(record: logging.LogRecord) -> bool:
-    error = record.exc_info[1] if record.exc_info else None
-    if isinstance(error, HttpProcessingError):
-        record.msg, record.args = "bad request: %s", (error.message,)
-        record.exc_info = None
-        record.levelno, record.levelname = logging.INFO, "INFO"
-    return True

@@ -143,7 +143,7 @@ def decode(data: bytes, *, only: int | None = None, names: bool = False) -> Iter
                 continue
             commands = [msgspec.convert(each, COMMANDS[command]) for command, each in told]
             yield Entry(now, msgspec.convert(fields, kind), commands, name)
-    except (msgspec.MsgspecError, ValueError, TypeError, LookupError) as error:
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise JournalError(f"an entry cannot be read: {error}") from error
 
 

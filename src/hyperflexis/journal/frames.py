@@ -36,6 +36,8 @@ HEAD_BYTES = _HEAD.size + _CRC.size
 _LEVEL = 3
 ENTRIES_MAX = 2048
 """Of one frame."""
+BODY_BYTES_MAX = 1 << 28
+"""What says that it unpacks to more was not written here."""
 
 Bytes = bytes | memoryview | mmap.mmap
 
@@ -73,7 +75,11 @@ class Frame(NamedTuple):
     body_crc: int
 
     def is_about(self, request_id: int) -> bool:
-        """Whether an entry of it speaks of a request."""
+        """Whether an entry of it speaks of a request.
+
+        Raises:
+            JournalError: its index is not what was written.
+        """
         if not self.lowest <= request_id <= self.highest:
             return False
         at = 0
@@ -84,7 +90,11 @@ class Frame(NamedTuple):
         return at == request_id
 
     def names(self, name_crc: int) -> bool:
-        """Whether it may hold the arrival of the request with this name: one in four thousand million does not."""
+        """Whether it may hold the arrival of the request with this name: one in four thousand million does not.
+
+        Raises:
+            JournalError: its index is not what was written.
+        """
         return name_crc in self._index()[1]
 
     def body(self) -> bytes:
@@ -97,12 +107,17 @@ class Frame(NamedTuple):
         if crc32(packed) != self.body_crc:
             raise JournalError("a frame's checksum is wrong")
         try:
+            if zstandard.frame_content_size(packed) > BODY_BYTES_MAX:
+                raise JournalError(f"a frame says that it holds more than {BODY_BYTES_MAX} bytes")
             return zstandard.ZstdDecompressor().decompress(packed)
         except zstandard.ZstdError as error:
             raise JournalError(f"a frame cannot be unpacked: {error}") from error
 
     def _index(self) -> tuple[list[int], list[int]]:
-        return _index_decoder.decode(self.data[self.index_at : self.body_at])
+        try:
+            return _index_decoder.decode(self.data[self.index_at : self.body_at])
+        except (ValueError, RecursionError) as error:
+            raise JournalError(f"an index cannot be read: {error}") from error
 
 
 _index_decoder = msgspec.msgpack.Decoder(tuple[list[int], list[int]])

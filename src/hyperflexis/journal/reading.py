@@ -7,12 +7,10 @@ last whole frame; what is missing is said, never guessed.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
-
-import msgspec
 
 from hyperflexis.journal import header as headers
 from hyperflexis.journal.entries import CutError, Entry, JournalError, decode, schema
@@ -74,13 +72,13 @@ class Journal:
 
     def of_request(self, request_id: int) -> list[Entry]:
         """What speaks of one request, in order."""
-        about = (frame for frame in self.frames() if frame.is_about(request_id))
+        about = self._chosen(lambda frame: frame.is_about(request_id))
         return [entry for frame in about for entry in self._decoded(frame, only=request_id)]
 
     def named(self, name: str) -> list[int]:
         """The requests of which a client heard under this name: one for each of its choices."""
         wanted = name_crc(name)
-        found = (frame for frame in self.frames() if frame.names(wanted))
+        found = self._chosen(lambda frame: frame.names(wanted))
         return [
             entry.event.request_id  # type: ignore[union-attr]
             for frame in found
@@ -90,6 +88,16 @@ class Journal:
 
     def bytes_total(self) -> int:
         return sum(len(part.data) for part in self.parts)
+
+    def _chosen(self, is_meant: Callable[[Frame], bool]) -> Iterator[Frame]:
+        for frame in self.frames():
+            try:
+                if not is_meant(frame):
+                    continue
+            except JournalError as error:
+                self._note(error)
+                continue
+            yield frame
 
     def _decoded(self, frame: Frame, *, only: int | None = None, names: bool = False) -> Iterator[Entry]:
         try:
@@ -156,5 +164,5 @@ def _header(body: bytes) -> Header:
         if written != schema():
             raise JournalError(f"hyperflexis {version} wrote it, whose entries are others than those of this version")
         return headers.decode(body)
-    except msgspec.MsgspecError as error:
+    except (ValueError, RecursionError) as error:
         raise JournalError(f"its header cannot be read: {error}") from error

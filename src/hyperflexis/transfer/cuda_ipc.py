@@ -150,7 +150,7 @@ def _rebuilt(details: bytes, transfer: Transfer) -> Any:
 
     try:
         handle = _decoder.decode(details)
-    except msgspec.DecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise PeerLost(f"{transfer.descriptor.owner} sent no handle ({error}); it is of no use") from error
     if handle.size_bytes != transfer.descriptor.size_bytes:
         raise BadDescriptor(f"{transfer.descriptor} is not of the size that its descriptor says; mend who carried it")

@@ -64,7 +64,7 @@ def read_descriptor(data: bytes) -> Descriptor:
         )
     try:
         descriptor = _decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise BadDescriptor(f"these bytes are no descriptor ({error}); mend who carried them") from error
     if descriptor.version != VERSION:
         raise BadDescriptor(f"the descriptor is of version {descriptor.version}, not {VERSION}; update the older side")

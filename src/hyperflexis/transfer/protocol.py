@@ -158,7 +158,7 @@ def receive_answer(sock: socket.socket, first: bytes = b"") -> Answer:
 def _decoded(decoder: msgspec.msgpack.Decoder[Any], body: bytes | bytearray) -> Any:
     try:
         return decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ProtocolError(f"a message cannot be read: {error}") from error
 
 

@@ -73,7 +73,7 @@ class Frames(Generic[T]):
     def _decode(self, body: bytes) -> T:
         try:
             return self._decoder.decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise WireError(f"a message cannot be read: {error}") from error
 
 

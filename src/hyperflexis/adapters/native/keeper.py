@@ -214,7 +214,7 @@ class _Keeper:
         data = taken.parts.get(PROFILE) if taken else None
         try:
             profile = _profiles.decode(data) if data else None
-        except msgspec.DecodeError:  # Of another version: measuring costs a moment.
+        except (ValueError, RecursionError):  # Of another version: measuring costs a moment.
             return None
         return profile if profile is not None and profile.hardware == planned.hardware else None
 

@@ -162,8 +162,15 @@ class Chunk(msgspec.Struct):
 
 
 DONE = b"[DONE]"
-_decode = msgspec.json.Decoder(Chunk).decode
+_decoder = msgspec.json.Decoder(Chunk)
 _REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
+
+
+def _decode(content: bytes) -> Chunk:
+    try:
+        return _decoder.decode(content)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 class Events:
@@ -206,7 +213,7 @@ def fault_of(body: bytes) -> str:
     """The message in the body of a refusal, whatever its shape."""
     try:
         error = msgspec.json.decode(body)
-    except msgspec.DecodeError:
+    except (ValueError, RecursionError):
         return body[:200].decode("utf-8", "replace")
     if not isinstance(error, dict):
         return str(error)[:500]

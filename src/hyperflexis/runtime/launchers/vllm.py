@@ -214,14 +214,15 @@ class VllmLauncher:
         words += ["--served-model-name", spec.served_name, "--max-num-seqs", str(attach.seqs_max)]
         if spec.gpus > 1:
             words += ["--tensor-parallel-size", str(spec.gpus)]
-        if attach.api_key:
-            words += ["--api-key", attach.api_key]
         if attach.passes_kv:
             words += ["--kv-transfer-config", json.dumps(_kv_config(role, attach.lease_s))]
         return [*words, *shlex.split(spec.args)]
 
     def _environment(self, slot: _Slot) -> dict[str, str]:
         spec, environment = self._spec, dict(os.environ)
+        if spec.attach.api_key:
+            # Not as --api-key: everybody on the machine can read the words of a command.
+            environment["VLLM_API_KEY"] = spec.attach.api_key
         if spec.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(_gpus(slot.number, spec.gpus))
         if spec.attach.passes_kv:

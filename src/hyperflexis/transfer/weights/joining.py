@@ -85,7 +85,7 @@ def check(data: bytes, secret: bytes, nonce: bytes = b"") -> Said:
         if not hmac.compare_digest(proved.proof, _proof(proved.said, secret, nonce)):
             raise Unproved("the other side has another secret")
         return _decoder.decode(proved.said)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise Unproved(f"the other side speaks otherwise ({error})") from error
 
 

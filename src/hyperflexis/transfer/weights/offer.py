@@ -48,7 +48,7 @@ def read_offer(data: bytes) -> Offer:
     """
     try:
         offer = _decoder.decode(data) if len(data) <= OFFER_BYTES_MAX else None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise BadDescriptor(f"these bytes are no offer ({error}); mend who carried them") from error
     if offer is None:
         raise BadDescriptor(f"{len(data)} bytes are no offer (at most {OFFER_BYTES_MAX}); mend who carried them")

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 from pathlib import Path
 
 import uvloop
@@ -48,7 +49,7 @@ def main() -> None:
     words.add_argument("--max-model-len", type=int)
     words.add_argument("--max-num-seqs", type=int, default=256)
     words.add_argument("--max-num-queued-reqs", type=int)
-    words.add_argument("--api-key", default="")
+    words.add_argument("--api-key", default=os.environ.get("VLLM_API_KEY", ""))
     words.add_argument("--kv-transfer-config", help="keep KV for others")
     words.add_argument("--step-ms", type=float, default=10.0, help="what a step takes")
     options, _ = words.parse_known_args()

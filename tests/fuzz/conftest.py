@@ -1,0 +1,8 @@
+"""Fuzzing a gateway takes the fakes of its own tests."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "gateway"))
