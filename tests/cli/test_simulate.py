@@ -492,7 +492,7 @@ def _plan(file: Path, *sets: str) -> cells.Plan:
     from hyperflexis.cli import scenario
 
     request, loaded = simulate.Request(file=file, sets=sets), scenario.load(file, sets)
-    return simulate._plan(request, loaded, simulate._cells(request, loaded))
+    return simulate.plan_of(request, loaded, simulate._cells(request, loaded))
 
 
 def test_help_loads_nothing_that_simulates() -> None:

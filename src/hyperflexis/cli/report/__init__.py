@@ -40,8 +40,8 @@ class Legend(NamedTuple):
     number: int
 
 
-def render(loaded: ScenarioFile, results: Sequence[Result]) -> str:
-    """The whole page."""
+def render(loaded: ScenarioFile, results: Sequence[Result], what: str = "simulation") -> str:
+    """The whole page; `what` is what a result is called."""
     legend = [Legend(name, number) for number, name in enumerate(_policies(results))]
     rate = shown_rate(results)
     head, *rows = cells(results)
@@ -51,10 +51,11 @@ def render(loaded: ScenarioFile, results: Sequence[Result]) -> str:
     )
     return template.render(
         name=loaded.file.name,
+        what=what,
         legend=legend,
         attainment=list(_attainment_charts(results, legend)),
         latency=[_latency_chart(metric, title, results, legend, rate) for metric, title in METRICS.items()],
-        cost=_cost_chart(results, legend),
+        cost=_cost_chart(results, legend) if any(result.row["cost"] is not None for result in results) else None,
         rate=f"{rate:g}",
         promise=f"{PROMISE:.0%}",
         head=head,
