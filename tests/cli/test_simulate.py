@@ -38,7 +38,16 @@ workload:
 """
 ROW = [
     *("policy", "rate", "seed", "requests", "finished", "rejected", "attainment", "attainment_by_class"),
-    *("worst_minute", "goodput_rps", "ttft_s", "tpot_s", "e2e_s", "longest_ttft_s", "instance_seconds"),
+    *(
+        "requests_by_class",
+        "worst_minute",
+        "goodput_rps",
+        "ttft_s",
+        "tpot_s",
+        "e2e_s",
+        "longest_ttft_s",
+        "instance_seconds",
+    ),
     *("asleep_seconds", "cost"),
     *("migrations", "role_changes", "scale_events", "sim_seconds", "cpu_seconds"),
 ]

@@ -495,6 +495,72 @@ def bench(
 
 
 @app.command()
+def plan(
+    source: Annotated[
+        Path, typer.Argument(metavar="SCENARIO|JOURNAL", help="A scenario, as for simulate; or a journal's folder.")
+    ],
+    *,
+    target: Annotated[
+        float,
+        typer.Option("--target", metavar="SHARE", min=0, max=1, help="What every class is to attain, such as 0.99."),
+    ] = 0.99,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            "--policy",
+            metavar="NAME",
+            help="Policy to plan for. Default: the scenario's, or the one that the journal records.",
+            show_default=False,
+        ),
+    ] = None,
+    rate: Annotated[
+        float, typer.Option("--rate", metavar="X", min=1e-6, max=1e6, help="Load to plan for; multiplies all rates.")
+    ] = 1.0,
+    seed: Annotated[
+        str | None,
+        typer.Option(
+            "--seed",
+            metavar="M,N",
+            help="Seeds to try every fleet with. Default: three, from the scenario's.",
+            show_default=False,
+        ),
+    ] = None,
+    instances_max: Annotated[
+        int, typer.Option("--max", metavar="N", min=1, max=10_000, help="Most instances to think of.")
+    ] = 256,
+    kinds: Annotated[
+        str,
+        typer.Option("--kinds", metavar="A,B", help="Fleets to try: mixed, apart (prefill and decode), elastic."),
+    ] = "mixed,apart,elastic",
+    json_file: JsonFile = None,
+    report: Report = None,
+    jobs: Jobs = 1,
+    traces: Traces = None,
+    skip_bad: SkipBad = False,
+    sets: ScenarioSets = None,
+) -> None:
+    """Find the cheapest fleet that keeps a target for every class, and show what others would keep at what cost."""
+    from hyperflexis.cli import plan as command
+
+    asked = command.Request(
+        source=source,
+        target=target,
+        policy=policy,
+        rate=rate,
+        seeds=seed,
+        instances_max=instances_max,
+        kinds=tuple(word.strip() for word in kinds.split(",")),
+        json_file=json_file,
+        report=report,
+        jobs=jobs,
+        traces=tuple(traces or ()),
+        skip_bad=skip_bad,
+        sets=tuple(sets or ()),
+    )
+    raise typer.Exit(command.run(asked))
+
+
+@app.command()
 def profile(
     model: Model = None,
     *,

@@ -31,9 +31,13 @@ class Result:
 
 def table(results: Sequence[Result]) -> str:
     """A row for each result, columns aligned."""
-    head, *lines = cells(results)
-    widths = [max(len(line[column]) for line in (head, *lines)) for column in range(len(head))]
-    return "".join(_line(line, widths) for line in (head, *lines))
+    return aligned(cells(results))
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Texts in columns."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "".join(_line(line, widths) for line in lines)
 
 
 def cells(results: Sequence[Result]) -> list[list[str]]:
