@@ -53,6 +53,11 @@ def test_chat_begins_with_its_first_text() -> None:
     assert (found.first_s, found.last_s, found.tokens) == (3.0, 5.0, 2)
 
 
+def test_token_without_text_is_one_too_but_in_the_last_event() -> None:
+    found = read(token(""), token("a"), token("", "length") + DONE)
+    assert (found.first_s, found.tokens) == (2.0, 2)
+
+
 def test_one_token_has_no_pace() -> None:
     assert math.isnan(read(token("a", "length") + DONE).tpot_s)
 

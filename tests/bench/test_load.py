@@ -1,4 +1,4 @@
-"""Requests go out at their instants whatever becomes of others, and times count from there. In virtual time: exactly."""
+"""Requests go out at their instants whatever becomes of others, and times count from there. Exact: time is virtual."""
 
 from __future__ import annotations
 

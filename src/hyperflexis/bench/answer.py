@@ -5,8 +5,9 @@
     failed    it brought no token for any other reason
     cut       it began and did not come to its end
 
-Instants are whatever the caller's clock says. An event counts when it brings text or ids; how many tokens there were
-is what the server's usage says, where it says it, else what the events brought. Knows no sockets.
+Instants are whatever the caller's clock says. An event is a token's where it brings text or ids; in a completion also
+without text, unless it is the last one: some tokens have none of their own. How many tokens there were is what the
+server's usage says, where it says it, else what the events brought. Knows no sockets.
 """
 
 from __future__ import annotations
@@ -109,9 +110,13 @@ class _Choice(msgspec.Struct):
     token_ids: list[int] | None = None
     finish_reason: str | None = None
 
-    def has_text(self) -> bool:
-        delta = self.delta
-        return bool(self.text or (delta and (delta.content or delta.reasoning_content or delta.reasoning)))
+    def tokens(self) -> int:
+        """How many it brings; a server that does not tell ids brings one at a time."""
+        if self.token_ids is not None:
+            return len(self.token_ids)
+        if self.delta is not None:
+            return int(bool(self.delta.content or self.delta.reasoning_content or self.delta.reasoning))
+        return int(bool(self.text) or (self.text is not None and self.finish_reason is None))
 
 
 class _Usage(msgspec.Struct):
@@ -183,7 +188,7 @@ class Stream:
 
     def _count(self, choice: _Choice, now: float, *, has_usage: bool) -> None:
         answer = self.answer
-        came = len(choice.token_ids) if choice.token_ids is not None else int(choice.has_text())
+        came = choice.tokens()
         if came and not has_usage:
             answer.tokens += came
         if came or choice.finish_reason is not None:

@@ -142,11 +142,16 @@ class Search:
         return low
 
     def elastic(self, count: int) -> Fleet | None:
-        """The fewest that a fleet may fall to, and then the fewest that it may grow to, where `count` are enough."""
+        """The fewest that a fleet may fall to, and then the fewest that it may grow to, where `count` are enough.
+
+        One is always there: what a fleet of none saves, and costs its first request, is another question.
+        """
         roomy = min(self.instances_max, max(count + 1, math.ceil(SPARE * count)))
         if roomy <= 1 or not self.of(Fleet(mixed=count, mixed_max=roomy)).keeps(self.target):
             return None
         fewest = _bisect(0, count, lambda low: self.of(Fleet(mixed=low, mixed_max=roomy)).keeps(self.target))
+        if fewest == count:
+            return Fleet(mixed=count, mixed_max=roomy)
         most = _bisect(fewest, roomy, lambda high: self.of(Fleet(mixed=fewest, mixed_max=high)).keeps(self.target))
         return Fleet(mixed=fewest, mixed_max=most)
 

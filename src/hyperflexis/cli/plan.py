@@ -7,6 +7,7 @@ demand. What was assumed, and how far what was found can be relied on, is told w
 
 from __future__ import annotations
 
+import difflib
 import json
 import sys
 import time
@@ -22,6 +23,7 @@ from hyperflexis.cli.profile_file import check_writable, write
 from hyperflexis.cli.results import aligned, percent
 from hyperflexis.cli.trials import Trials, of_journal, of_scenario
 from hyperflexis.journal.parts import SUFFIX
+from hyperflexis.policies import parse
 
 STDOUT = "-"
 MISSED = 4
@@ -73,6 +75,7 @@ def run(request: Request) -> int:
     for file in (None if request.json_file in (None, STDOUT) else Path(str(request.json_file)), request.report):
         if file is not None:
             check_writable(file)
+    _refuse_unknown(request)
     trials = of_journal(request) if request.is_of_journal else of_scenario(request)
     search = Search(_told(trials, request), request.target, request.instances_max)
     left_out = _searched(search, trials, request)
@@ -86,6 +89,19 @@ def run(request: Request) -> int:
 
         write(request.report, render(found))
     return 0 if found.best is not None else MISSED
+
+
+def _refuse_unknown(request: Request) -> None:
+    if request.policy is not None:
+        try:
+            parse(request.policy)
+        except ValueError as error:
+            raise OperatorError(f"bad value for --policy: {error}") from None
+    for kind in request.kinds:
+        if kind not in KINDS:
+            close = difflib.get_close_matches(kind, KINDS, n=1)
+            hint = f": did you mean '{close[0]}'?" if close else f"; there are: {', '.join(KINDS)}"
+            raise OperatorError(f"unknown kind '{kind}' in --kinds{hint}")
 
 
 def _told(trials: Trials, request: Request) -> Any:
@@ -170,13 +186,16 @@ def _is_one_fewer(fleet: Fleet, than: Fleet) -> bool:
 
 def as_text(found: Plan) -> str:
     """For people: the table, what was found, and what it rests on."""
+    lines = [f"assumed: {each}" for each in found.assumed] + [f"how sure: {each}" for each in found.certainty]
+    return aligned(rows(found)) + f"\n{headline(found)}\n\n" + "".join(f"{line}\n" for line in lines)
+
+
+def headline(found: Plan) -> str:
+    """What was found, in a sentence."""
     target = f"{found.request.target * 100:g} %"
     if found.best is None:
-        head = f"no fleet that was tried keeps {target} of every class"
-    else:
-        head = f"cheapest fleet that keeps {target} of every class: {found.best.fleet}, {_price(found.best)}"
-    lines = [f"assumed: {each}" for each in found.assumed] + [f"how sure: {each}" for each in found.certainty]
-    return aligned(rows(found)) + f"\n{head}\n\n" + "".join(f"{line}\n" for line in lines)
+        return f"no fleet that was tried keeps {target} of every class"
+    return f"cheapest fleet that keeps {target} of every class: {found.best.fleet}, {_price(found.best)}"
 
 
 def _price(trial: Trial) -> str:

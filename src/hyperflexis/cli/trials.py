@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 SEEDS = 3
 """Where nothing is said: the scenario's and those after it."""
+READY_S = 1.0
+"""From the last start to the load."""
 BATCH = 32
 """Answers that are written side by side, in a guess at what decoding takes."""
 SAMPLE = 10_000
@@ -160,7 +162,7 @@ class ScenarioTrials:
     def _plan(self, fleet: Fleet, seeds: Sequence[int]) -> cells.Plan:
         given = self._loaded.scenario
         section = self._section(fleet)
-        ahead_s = section.startup().together_s(len(section.in_order()))
+        ahead_s = READY_S + section.startup().together_s(len(section.in_order()))
         workload = [each.model_copy(update={"offset_s": each.offset_s + ahead_s}) for each in given.workload]
         changed = given.model_copy(update={"fleet": section, "workload": workload})
         return simulate.plan_of(self._asked, replace(self._loaded, scenario=changed), self._cells(seeds))
@@ -214,7 +216,7 @@ class JournalTrials:
 
     def rows(self, fleet: Fleet, target: float) -> list[Row]:
         section = self._section(fleet)
-        ahead_s = self._recorded.record.startup().together_s(len(section.in_order()))
+        ahead_s = READY_S + self._recorded.record.startup().together_s(len(section.in_order()))
         load = self._recorded.load
         jobs = [job._replace(at_s=job.at_s + ahead_s) for job in load.jobs]
         was = replace(self._recorded, load=replace(load, jobs=jobs))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib import resources
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -45,11 +44,8 @@ def render(loaded: ScenarioFile, results: Sequence[Result], what: str = "simulat
     legend = [Legend(name, number) for number, name in enumerate(_policies(results))]
     rate = shown_rate(results)
     head, *rows = cells(results)
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    template = environment.from_string(
-        (resources.files("hyperflexis.cli.report") / "page.html").read_text(encoding="utf-8")
-    )
-    return template.render(
+    return page(
+        "page.html",
         name=loaded.file.name,
         what=what,
         legend=legend,
@@ -63,9 +59,19 @@ def render(loaded: ScenarioFile, results: Sequence[Result], what: str = "simulat
         seeds=len({result.cell.seed for result in results}),
         scenario=loaded.text,
         sets=loaded.sets,
-        versions={"hyperflexis": __version__, "Python": platform.python_version(), "numpy": np.__version__},
-        colours=COLOURS,
     )
+
+
+def page(template: str, **values: Any) -> str:
+    """A page of this package's, filled in."""
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        loader=jinja2.PackageLoader("hyperflexis.cli", "report"),
+    )
+    versions = {"hyperflexis": __version__, "Python": platform.python_version(), "numpy": np.__version__}
+    return environment.get_template(template).render(colours=COLOURS, versions=versions, **values)
 
 
 def shown_rate(results: Sequence[Result]) -> float:
