@@ -110,6 +110,7 @@ def run(request: Request) -> int:
     )
     results = uvloop.run(playing)
     is_interrupted = len(results) < len(runs) or any(result.row["interrupted"] for result in results)
+    simulate.tell_skipped(results)
     simulate.write_results(request.scenario, loaded, results, what="run")
     return _exit_code(request, results, is_interrupted=is_interrupted)
 

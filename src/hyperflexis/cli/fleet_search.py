@@ -16,8 +16,10 @@ from typing import Any
 ROUNDING = 1e-9
 """By which a mean may be short of a share and still be it."""
 GAIN_MIN = 1e-3
+"""Twice the instances that gain less than this will gain no more, unless all are overloaded:"""
+OVERLOADED = 0.5
 LATENCY_SHARE = 0.01
-"""Twice the instances that gain no promise, and not this much of the median latency, will not gain any later."""
+"""then less than a half is kept, and what gains nothing in promises gains this much in median latency."""
 SPARE = 1.5
 """Instances that an elastic fleet may have, over those that a fixed one needs, while its fewest are looked for."""
 
@@ -200,8 +202,9 @@ def _bisect(low: int, high: int, keeps: Callable[[int], bool]) -> int:
 
 def _is_in_vain(fewer: Trial, more: Trial) -> bool:
     """Whether instances are not what is missing: more of them make nothing better."""
-    has_gained = more.worst - fewer.worst >= GAIN_MIN
-    return not has_gained and more.latency_s >= (1 - LATENCY_SHARE) * fewer.latency_s
+    if more.worst - fewer.worst >= GAIN_MIN:
+        return False
+    return more.worst >= OVERLOADED or more.latency_s >= (1 - LATENCY_SHARE) * fewer.latency_s
 
 
 def frontier(trials: Sequence[Trial]) -> list[Trial]:

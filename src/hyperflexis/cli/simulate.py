@@ -58,7 +58,7 @@ def run(request: Request) -> int:
     _refuse_many(request, cells)
     plan = plan_of(request, loaded, cells)
     results = simulate_all(plan, cells, request.jobs)
-    _tell_skipped(results)
+    tell_skipped(results)
     write_results(request, loaded, results)
     return 0
 
@@ -209,7 +209,8 @@ def _trace(name: str, where: str, places: Sequence[Path]) -> Path:
 # Telling.
 
 
-def _tell_skipped(results: Sequence[Result]) -> None:
+def tell_skipped(results: Sequence[Result]) -> None:
+    """Say on stderr how many bad rows were left out."""
     skipped = max((result.skipped_rows for result in results), default=0)
     if skipped:
         sys.stderr.write(f"{skipped} bad rows of the traces were skipped\n")
