@@ -11,7 +11,7 @@ import difflib
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -104,7 +104,7 @@ def _refuse_unknown(request: Request) -> None:
             raise OperatorError(f"unknown kind '{kind}' in --kinds{hint}")
 
 
-def _told(trials: Trials, request: Request) -> Any:
+def _told(trials: Trials, request: Request) -> Callable[[Fleet], Trial]:
     """Tries a fleet, and says so on stderr."""
 
     def attempt(fleet: Fleet) -> Trial:
@@ -118,10 +118,10 @@ def _told(trials: Trials, request: Request) -> Any:
 
 
 def _searched(search: Search, trials: Trials, request: Request) -> list[str]:
-    """Try what has to be tried; returns what was not, and why."""
+    """Try what has to be tried; returns what was not, and why. How far a fleet may grow goes by a fixed one."""
     reasons = {kind: trials.cannot(kind) for kind in request.kinds}
     begin, count = trials.guess(), None
-    if "mixed" in request.kinds and not reasons["mixed"]:
+    if {"mixed", "elastic"} & set(request.kinds) and not reasons.get("mixed"):
         count = search.mixed(begin.instances)
         if count is not None:
             search.beside(count)

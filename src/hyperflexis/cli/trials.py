@@ -34,7 +34,8 @@ BATCH = 32
 """Answers that are written side by side, in a guess at what decoding takes."""
 SAMPLE = 10_000
 """Jobs that the guess is made from."""
-COUNTS = {"mixed", "prefill", "decode", "roles"}
+SEARCHED = {"mixed", "prefill", "decode", "roles", "cost_per_hour_max"}
+"""Of a scenario's fleet, what a plan is to find out, and what would bound that."""
 
 
 class Trials(Protocol):
@@ -82,8 +83,10 @@ def priced(row: Row, prices: PricesSection) -> Row:
 
 
 def of_scenario(request: Request) -> ScenarioTrials:
-    """Raises:
-    OperatorError: the scenario or something asked for is wrong.
+    """Read a scenario.
+
+    Raises:
+        OperatorError: it is wrong, or something asked for is.
     """
     loaded = scenario.load(request.source, request.sets)
     policy = request.policy or loaded.scenario.policy
@@ -168,7 +171,7 @@ class ScenarioTrials:
         return simulate.plan_of(self._asked, replace(self._loaded, scenario=changed), self._cells(seeds))
 
     def _section(self, fleet: Fleet) -> FleetSection:
-        given = self._loaded.scenario.fleet.model_dump(exclude_unset=True, exclude=COUNTS)
+        given = self._loaded.scenario.fleet.model_dump(exclude_unset=True, exclude=SEARCHED)
         return FleetSection.model_validate({"startup_s": DEFAULT_STARTUP_S[StartSource.DISK], **given, **fleet.section})
 
     def _startup_s(self) -> list[float]:
@@ -189,8 +192,10 @@ def _figures(row: Row) -> dict[str, Any]:
 
 
 def of_journal(request: Request) -> JournalTrials:
-    """Raises:
-    OperatorError: there is no such journal, or something asked for is not possible with it.
+    """Read a journal.
+
+    Raises:
+        OperatorError: there is none, or something asked for is not possible with one.
     """
     for flag, is_given in (("--seed", request.seeds), ("--rate", request.rate != 1), ("--set", request.sets)):
         if is_given:
