@@ -178,6 +178,8 @@ MISSABLE_MIN = 5.0
 
 
 def _is_one_fewer(fleet: Fleet, than: Fleet) -> bool:
+    if than.mixed_max is not None:
+        return (fleet.mixed, fleet.mixed_max) == (than.mixed, than.mixed_max - 1)
     return fleet.kind == than.kind == "mixed" and fleet.mixed == than.mixed - 1
 
 
