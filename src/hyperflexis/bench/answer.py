@@ -13,7 +13,7 @@ server's usage says, where it says it, else what the events brought. Knows no so
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -146,7 +146,7 @@ class Stream:
     _rest: bytes = b""
     _is_finished: bool = False
     _reason: str = ""
-    _is_over: bool = field(default=False)
+    _is_over: bool = False
 
     def feed(self, data: bytes, now: float) -> None:
         """Take in what has come by now."""
