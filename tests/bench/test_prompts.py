@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from hyperflexis.bench.prompts import CHAT, IDS, TEXT, TOKEN_IDS, Prompts
 
 BLOCK_TOKENS = 16
+PROMPTS = Prompts(IDS, BLOCK_TOKENS, 0)
+LONG_WORDS = Prompts(replace(TEXT, tokens_per_unit=1.4, tokens_besides=30), BLOCK_TOKENS, 0)
 HASHES = st.lists(st.sampled_from([b"a", b"b", b"c"]), max_size=6).map(tuple)
 
 
@@ -27,15 +29,14 @@ def ids(prompts: Prompts, number: int, tokens: int, hashes: tuple[bytes, ...] = 
 
 @given(tokens=st.integers(1, 3000), hashes=HASHES)
 def test_ids_are_as_many_as_asked(tokens: int, hashes: tuple[bytes, ...]) -> None:
-    found = ids(Prompts(IDS, BLOCK_TOKENS, 0), 1, tokens, hashes[: tokens // BLOCK_TOKENS])
+    found = ids(PROMPTS, 1, tokens, hashes[: tokens // BLOCK_TOKENS])
     assert len(found) == tokens
     assert set(found) <= set(TOKEN_IDS)
 
 
 @given(one=HASHES, other=HASHES)
 def test_prompts_begin_alike_where_their_hashes_do(one: tuple[bytes, ...], other: tuple[bytes, ...]) -> None:
-    prompts = Prompts(IDS, BLOCK_TOKENS, 0)
-    first, second = ids(prompts, 1, 100, one), ids(prompts, 2, 100, other)
+    first, second = ids(PROMPTS, 1, 100, one), ids(PROMPTS, 2, 100, other)
     shared = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
     alike = next(i for i, (a, b) in enumerate(zip(first, second, strict=True)) if a != b)
     assert shared * BLOCK_TOKENS <= alike < (shared + 1) * BLOCK_TOKENS
@@ -57,7 +58,6 @@ def test_words_come_to_the_tokens_that_they_are_said_to(form: Any) -> None:
 
 @given(tokens=st.integers(1, 60), hashes=HASHES)
 def test_no_prompt_is_empty_however_short(tokens: int, hashes: tuple[bytes, ...]) -> None:
-    prompts = Prompts(replace(TEXT, tokens_per_unit=1.4, tokens_besides=30), BLOCK_TOKENS, 0)
-    text = decoded(prompts.of(1, tokens, hashes))["prompt"]
+    text = decoded(LONG_WORDS.of(1, tokens, hashes))["prompt"]
     assert text.split()
     assert "  " not in text
