@@ -38,7 +38,16 @@ workload:
 """
 ROW = [
     *("policy", "rate", "seed", "requests", "finished", "rejected", "attainment", "attainment_by_class"),
-    *("worst_minute", "goodput_rps", "ttft_s", "tpot_s", "e2e_s", "longest_ttft_s", "instance_seconds"),
+    *(
+        "requests_by_class",
+        "worst_minute",
+        "goodput_rps",
+        "ttft_s",
+        "tpot_s",
+        "e2e_s",
+        "longest_ttft_s",
+        "instance_seconds",
+    ),
     *("asleep_seconds", "cost"),
     *("migrations", "role_changes", "scale_events", "sim_seconds", "cpu_seconds"),
 ]
@@ -492,7 +501,7 @@ def _plan(file: Path, *sets: str) -> cells.Plan:
     from hyperflexis.cli import scenario
 
     request, loaded = simulate.Request(file=file, sets=sets), scenario.load(file, sets)
-    return simulate._plan(request, loaded, simulate._cells(request, loaded))
+    return simulate.plan_of(request, loaded, simulate._cells(request, loaded))
 
 
 def test_help_loads_nothing_that_simulates() -> None:

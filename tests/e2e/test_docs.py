@@ -115,6 +115,33 @@ def test_simulations_of_the_docs_run(page: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("page", ["README.md", "docs/bench.md"])
+def test_loads_of_the_docs_run(page: str, served: tuple[Serving, str], tmp_path: Path) -> None:
+    """Their first request."""
+    text = (ROOT / page).read_text(encoding="utf-8").replace(README_URL, served[1])
+    commands = re.findall(r"^    hyperflexis (bench [^#\n]*)", text, re.MULTILINE)
+    assert commands
+    for command in commands:
+        done = _run(f"{command} --limit 1 --name here", tmp_path)
+        head, row = done.stdout.splitlines()
+        assert head.split()[3:7] == ["requests", "rejected", "failed", "cut"]
+        assert row.split()[4:7] == ["0", "0", "0"]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/plan.md"])
+def test_plans_of_the_docs_are_made(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a few seconds of their load."""
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / page).read_text(encoding="utf-8")
+    commands = re.findall(r"^    hyperflexis (plan examples/[^#\n]*)", text, re.MULTILINE)
+    assert commands
+    few = [word for index in (0, 1) for word in ("--set", f"workload.{index}.window_s=[0, 5]")]
+    for command in commands:
+        words = [str(ROOT / word) if word.startswith("examples/") else word for word in shlex.split(command)]
+        assert main([*words, *few]) == 0
+
+
+@pytest.mark.slow
 def test_commands_of_the_journal_page_run_one_after_the_other(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "journal.md").read_text(encoding="utf-8")
     commands = re.findall(r"^    hyperflexis ((?:simulate|explain|replay) .*)$", text, re.MULTILINE)

@@ -44,13 +44,15 @@ def test_row_of_a_hand_made_outcome() -> None:
     made = outcome([(0, 0.0, 1.0, True), (0, 1.0, 3.0, False), (1, 2.0, 2.0, True), (1, 3.0, NAN, False)])
     row = summary.row(made)
     assert list(row) == [
-        *("requests", "finished", "rejected", "attainment", "attainment_by_class", "worst_minute", "goodput_rps"),
+        *("requests", "finished", "rejected", "attainment", "attainment_by_class", "requests_by_class"),
+        *("worst_minute", "goodput_rps"),
         *("ttft_s", "tpot_s", "e2e_s", "longest_ttft_s"),
         *("instance_seconds", "asleep_seconds", "cost", "migrations", "role_changes", "scale_events", "sim_seconds"),
     ]
     assert (row["requests"], row["finished"], row["rejected"]) == (4, 3, 1)
     assert row["attainment"] == 0.5
     assert row["attainment_by_class"] == {"code": 0.5, "chat": 0.5}
+    assert row["requests_by_class"] == {"code": 2, "chat": 2}
     assert row["worst_minute"] is None
     assert row["goodput_rps"] == 2 / 100
     assert row["ttft_s"] == {"mean": 2.0, "p50": 2.0, "p90": pytest.approx(2.8), "p99": pytest.approx(2.98)}

@@ -149,8 +149,8 @@ def simulate_cell(plan: Plan, cell: Cell) -> Result:
     """
     started_s = time.process_time()
     try:
-        jobs = workload.mix([stream(plan, cell, index) for index in range(len(plan.streams))])
-        outcome = _outcome(plan, cell, _checked(jobs, plan))
+        jobs = mixed(plan, cell)
+        outcome = _outcome(plan, cell, checked(jobs, plan))
     except (TraceError, InputError) as error:
         raise OperatorError(str(error)) from None
     row = {
@@ -161,6 +161,11 @@ def simulate_cell(plan: Plan, cell: Cell) -> Result:
         "cpu_seconds": time.process_time() - started_s,
     }
     return Result(cell, row, summary.curves(outcome), jobs.skipped)
+
+
+def mixed(plan: Plan, cell: Cell) -> workload.Workload:
+    """All streams on one clock."""
+    return workload.mix([stream(plan, cell, index) for index in range(len(plan.streams))])
 
 
 def stream(plan: Plan, cell: Cell, index: int) -> workload.Stream:
@@ -205,7 +210,7 @@ def _options(plan: Plan, section: StreamSection) -> Options:
     )
 
 
-def _checked(jobs: Iterable[Job], plan: Plan) -> Iterable[Job]:
+def checked(jobs: Iterable[Job], plan: Plan) -> Iterable[Job]:
     """The same jobs; where a trace names classes itself, each has to be one of the scenario's."""
     unnamed = [stream.where for stream in plan.streams if not stream.section.classes]
     if not unnamed:

@@ -1,8 +1,8 @@
 """The command `hyperflexis`: words in, exit code out.
 
 Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 a replay differs, 2 usage or configuration, 3
-failed to start. Holds no logic: each command is wired in a module of its own, which is loaded only when it runs, so
-that `--help` answers at once.
+failed to start, 4 a target was missed. Holds no logic: each command is wired in a module of its own, which is loaded
+only when it runs, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -378,6 +378,186 @@ def replay(
     from hyperflexis.cli.replay import run
 
     raise typer.Exit(run(journal, policy, fleet, json_file))
+
+
+@app.command()
+def bench(
+    url: Annotated[str, typer.Argument(metavar="URL", help="Server with an OpenAI API, such as http://HOST:8000.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="SCENARIO", help="YAML file, as for simulate; its classes and workload count.")
+    ],
+    more_targets: Annotated[list[str] | None, typer.Argument(metavar="[ttft:MS]...", hidden=True)] = None,
+    *,
+    goodput: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--goodput",
+            metavar="ttft:MS tpot:MS e2el:MS",
+            help="Promise this to every request in place of what its class is promised, in vLLM's words.",
+            show_default=False,
+        ),
+    ] = None,
+    rate: Rates = None,
+    seed: Seeds = None,
+    duration_s: Annotated[
+        float | None,
+        typer.Option("--duration", metavar="S", min=0.001, help="Seconds of the trace to send.", show_default=False),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", metavar="N", min=1, help="Most arrivals to send.", show_default=False)
+    ] = None,
+    warmup_s: Annotated[float, typer.Option("--warmup", metavar="S", min=0, help="First seconds, not counted.")] = 0.0,
+    timeout_s: Annotated[
+        float, typer.Option("--timeout", metavar="S", min=0.001, help="Seconds until a request is given up.")
+    ] = 600.0,
+    requests_max: Annotated[
+        int | None,
+        typer.Option(
+            "--concurrency-max",
+            metavar="N",
+            min=1,
+            help="Most requests under way, for safety; more wait, and it is told. Default: 10000.",
+            show_default=False,
+        ),
+    ] = None,
+    is_plain: Annotated[bool, typer.Option("--plain", help="Send no promises.")] = False,
+    is_by_name: Annotated[
+        bool, typer.Option("--by-name", help="Send the class's name as service_tier, in place of numbers.")
+    ] = False,
+    is_chat: Annotated[bool, typer.Option("--chat", help="Ask /v1/chat/completions.")] = False,
+    is_text: Annotated[bool, typer.Option("--text", help="Send text also where token ids are taken.")] = False,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="NAME", help="Default: the first that is listed.", show_default=False),
+    ] = None,
+    headers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--header",
+            metavar="NAME:VALUE",
+            help="To send with every request; may be repeated. A key is better in OPENAI_API_KEY.",
+            show_default=False,
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", metavar="NAME", help="What to call it. Default: its address.", show_default=False),
+    ] = None,
+    target: Annotated[
+        float | None,
+        typer.Option(
+            "--target",
+            metavar="SHARE",
+            min=0,
+            max=1,
+            help="Exit with 4 if a class attained less, such as 0.95.",
+            show_default=False,
+        ),
+    ] = None,
+    json_file: JsonFile = None,
+    report: Report = None,
+    traces: Traces = None,
+    skip_bad: SkipBad = False,
+    sets: ScenarioSets = None,
+) -> None:
+    """Send a scenario's traces to any OpenAI endpoint at their instants, and print which promises it kept."""
+    from hyperflexis.cli import bench as command
+    from hyperflexis.cli import simulate
+
+    asked = command.Request(
+        url=url,
+        scenario=simulate.Request(
+            file=file,
+            rates=rate,
+            seeds=seed,
+            json_file=json_file,
+            report=report,
+            traces=tuple(traces or ()),
+            skip_bad=skip_bad,
+            sets=tuple(sets or ()),
+        ),
+        goodput=(*(goodput or ()), *(more_targets or ())),
+        duration_s=duration_s,
+        limit=limit,
+        warmup_s=warmup_s,
+        timeout_s=timeout_s,
+        requests_max=requests_max,
+        is_plain=is_plain,
+        is_by_name=is_by_name,
+        is_chat=is_chat,
+        is_text=is_text,
+        model=model,
+        headers=tuple(headers or ()),
+        name=name,
+        target=target,
+    )
+    raise typer.Exit(command.run(asked))
+
+
+@app.command()
+def plan(
+    source: Annotated[
+        Path, typer.Argument(metavar="SCENARIO|JOURNAL", help="A scenario, as for simulate; or a journal's folder.")
+    ],
+    *,
+    target: Annotated[
+        float,
+        typer.Option("--target", metavar="SHARE", min=0, max=1, help="What every class is to attain, such as 0.99."),
+    ] = 0.99,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            "--policy",
+            metavar="NAME",
+            help="Policy to plan for. Default: the scenario's, or the one that the journal records.",
+            show_default=False,
+        ),
+    ] = None,
+    rate: Annotated[
+        float, typer.Option("--rate", metavar="X", min=1e-6, max=1e6, help="Load to plan for; multiplies all rates.")
+    ] = 1.0,
+    seed: Annotated[
+        str | None,
+        typer.Option(
+            "--seed",
+            metavar="M,N",
+            help="Seeds to try every fleet with. Default: three, from the scenario's.",
+            show_default=False,
+        ),
+    ] = None,
+    instances_max: Annotated[
+        int, typer.Option("--max", metavar="N", min=1, max=10_000, help="Most instances to think of.")
+    ] = 256,
+    kinds: Annotated[
+        str,
+        typer.Option("--kinds", metavar="A,B", help="Fleets to try: mixed, apart (prefill and decode), elastic."),
+    ] = "mixed,apart,elastic",
+    json_file: JsonFile = None,
+    report: Report = None,
+    jobs: Jobs = 1,
+    traces: Traces = None,
+    skip_bad: SkipBad = False,
+    sets: ScenarioSets = None,
+) -> None:
+    """Find the cheapest fleet that keeps a target for every class, and show what others would keep at what cost."""
+    from hyperflexis.cli import plan as command
+
+    asked = command.Request(
+        source=source,
+        target=target,
+        policy=policy,
+        rate=rate,
+        seeds=seed,
+        instances_max=instances_max,
+        kinds=tuple(word.strip() for word in kinds.split(",")),
+        json_file=json_file,
+        report=report,
+        jobs=jobs,
+        traces=tuple(traces or ()),
+        skip_bad=skip_bad,
+        sets=tuple(sets or ()),
+    )
+    raise typer.Exit(command.run(asked))
 
 
 @app.command()

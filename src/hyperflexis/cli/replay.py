@@ -136,21 +136,67 @@ def _simulate(journal: Journal, policies: str | None, fleet: str | None, json_fi
     if json_file not in (None, STDOUT):
         check_writable(Path(str(json_file)))
     section = None if fleet is None else _section(fleet)
-    record = whatif.read(header, journal.entries())
+    was = recorded(journal)
+    chosen = _recorded_fleet(was.record) if section is None else _other_fleet(section, was.record)
+    names = [header.policy] if policies is None else list(dict.fromkeys(split_names(policies)))
+    made = [(name, chosen.policy(name, header)) for name in names]
+    assert was.record.outcome is not None
+    results = [_result("recorded", header, was.record.outcome, 0.0)]
+    results += [was.simulated_by(name, policy, chosen) for name, policy in made]
+    sys.stderr.write("".join(f"{line}\n" for line in was.doubts()))
+    _write(results, json_file)
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What a journal says was asked for, ready to be simulated."""
+
+    record: whatif.Record
+    load: whatif.Load
+
+    @property
+    def header(self) -> Header:
+        return self.record.header
+
+    def simulated(self, policy: str, section: FleetSection) -> Result:
+        """What a policy makes of it on another fleet.
+
+        Raises:
+            OperatorError: the policy cannot serve the fleet, or the fleet the load.
+        """
+        fleet = _other_fleet(section, self.record)
+        return self.simulated_by(policy, fleet.policy(policy, self.header), fleet)
+
+    def simulated_by(self, name: str, policy: Policy, fleet: _Fleet) -> Result:
+        started_s = time.process_time()
+        outcome = _outcome(policy, fleet, self.record, self.load)
+        return _result(name, self.header, outcome, time.process_time() - started_s)
+
+    def doubts(self) -> list[str]:
+        """What is not known of it."""
+        told = []
+        if self.record.events_missing:
+            told.append(f"{self.record.events_missing} events are missing in the journal")
+        if self.load.guessed:
+            told.append(
+                f"answers of which not all is known: {self.load.guessed}; the median of their class stands for each"
+            )
+        if self.load.left_out:
+            told.append(f"{self.load.left_out} requests that no instance could hold are left out")
+        return told
+
+
+def recorded(journal: Journal) -> Recorded:
+    """Read all of a journal, and say what of it could not be read.
+
+    Raises:
+        OperatorError: it has no instance that was ready.
+    """
+    record = whatif.read(journal.header, journal.entries())
     journals.tell_damages(journal)
     if record.capacity is None or record.latency is None or record.outcome is None:
         raise OperatorError("no instance was ready in what the journal has: nothing is known of step times")
-    chosen = _recorded_fleet(record) if section is None else _other_fleet(section, record)
-    load = whatif.load_of(record, record.capacity)
-    names = [header.policy] if policies is None else list(dict.fromkeys(split_names(policies)))
-    made = [(name, chosen.policy(name, header)) for name in names]
-    results = [_result("recorded", header, record.outcome, 0.0)]
-    for name, policy in made:
-        started_s = time.process_time()
-        outcome = _outcome(policy, chosen, record, load)
-        results.append(_result(name, header, outcome, time.process_time() - started_s))
-    _tell(record, load)
-    _write(results, json_file)
+    return Recorded(record, whatif.load_of(record, record.capacity))
 
 
 def _outcome(policy: Policy, fleet: _Fleet, record: whatif.Record, load: whatif.Load) -> Outcome:
@@ -204,17 +250,6 @@ def _result(name: str, header: Header, outcome: Outcome, cpu_s: float) -> Result
     cell = Cell(name, 1.0, header.seed or 0)
     row: dict[str, Any] = {"policy": name, "rate": 1.0, "seed": cell.seed, **summary.row(outcome), "cpu_seconds": cpu_s}
     return Result(cell, row, summary.curves(outcome))
-
-
-def _tell(record: whatif.Record, load: whatif.Load) -> None:
-    told = []
-    if record.events_missing:
-        told.append(f"{record.events_missing} events are missing in the journal")
-    if load.guessed:
-        told.append(f"answers of which not all is known: {load.guessed}; the median of their class stands for each")
-    if load.left_out:
-        told.append(f"{load.left_out} requests that no instance could hold are left out")
-    sys.stderr.write("".join(f"{line}\n" for line in told))
 
 
 def _write(results: Sequence[Result], json_file: str | None) -> None:

@@ -31,30 +31,38 @@ class Result:
 
 def table(results: Sequence[Result]) -> str:
     """A row for each result, columns aligned."""
-    head, *lines = cells(results)
-    widths = [max(len(line[column]) for line in (head, *lines)) for column in range(len(head))]
-    return "".join(_line(line, widths) for line in (head, *lines))
+    return aligned(cells(results))
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Texts in columns."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "".join(_line(line, widths) for line in lines)
 
 
 def cells(results: Sequence[Result]) -> list[list[str]]:
     """The table's texts, its head first."""
     classes = list(dict.fromkeys(name for result in results for name in result.row["attainment_by_class"]))
     is_elastic = any(result.row["scale_events"] for result in results)
+    is_live = any("failed" in result.row for result in results)
     head = [
-        *("policy", "rate", "seed", "requests", "rejected", "attained"),
+        *("policy", "rate", "seed", "requests", "rejected"),
+        *(("failed", "cut") if is_live else ()),
+        "attained",
         *(name for name in classes if len(classes) > 1),
         *("worst class", "worst minute", "ttft p50 s", "p99 s", "longest s", "tpot p50 ms", "p99 ms", "goodput/s"),
         *(("instance-s", "cost") if is_elastic else ()),
     ]
-    return [head, *(_cells(result.row, classes, is_elastic) for result in results)]
+    return [head, *(_cells(result.row, classes, is_elastic, is_live) for result in results)]
 
 
-def _cells(row: Mapping[str, Any], classes: Sequence[str], is_elastic: bool) -> list[str]:
+def _cells(row: Mapping[str, Any], classes: Sequence[str], is_elastic: bool, is_live: bool) -> list[str]:
     by_class = row["attainment_by_class"]
     known = {name: share for name, share in by_class.items() if share is not None}
     worst = min(known, key=lambda name: known[name], default=None)
     return [
         *(row["policy"], f"{row['rate']:g}", str(row["seed"]), str(row["requests"]), str(row["rejected"])),
+        *((str(row["failed"]), str(row["cut"])) if is_live else ()),
         percent(row["attainment"]),
         *(percent(by_class.get(name)) for name in classes if len(classes) > 1),
         "-" if worst is None else f"{worst} {percent(known[worst])}",

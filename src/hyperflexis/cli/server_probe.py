@@ -25,10 +25,9 @@ import aiohttp
 import msgspec
 
 from hyperflexis.adapters.native.calibration import Trial
+from hyperflexis.bench.prompts import TOKEN_IDS
 from hyperflexis.cli.errors import StartError
 
-TOKEN_IDS = range(100, 1000)
-"""Every vocabulary has these, and none of them is special."""
 TOKENS_MIN = 8
 """Of each answer, for a pace."""
 WARM_TOKENS = 3

@@ -56,10 +56,10 @@ def run(request: Request) -> int:
     cells = _cells(request, loaded)
     _refuse_unwritable(request)
     _refuse_many(request, cells)
-    plan = _plan(request, loaded, cells)
+    plan = plan_of(request, loaded, cells)
     results = simulate_all(plan, cells, request.jobs)
-    _tell_skipped(results)
-    _write(request, loaded, results)
+    tell_skipped(results)
+    write_results(request, loaded, results)
     return 0
 
 
@@ -68,13 +68,18 @@ def run(request: Request) -> int:
 
 def _cells(request: Request, loaded: ScenarioFile) -> list[Cell]:
     policies = _policies(request.policies, loaded)
-    rates = (
-        _numbers("--rate", request.rates, float, _is_rate, "numbers above 0") if request.rates is not None else [1.0]
-    )
-    seeds = [loaded.scenario.seed]
-    if request.seeds is not None:
-        seeds = _numbers("--seed", request.seeds, int, lambda seed: seed >= 0, "whole numbers from 0")
+    rates, seeds = rates_of(request.rates), seeds_of(request.seeds) or [loaded.scenario.seed]
     return [Cell(policy, rate, seed) for policy in policies for rate in rates for seed in seeds]
+
+
+def rates_of(text: str | None) -> list[float]:
+    """What --rate says; the trace's own, where it says nothing."""
+    return [1.0] if text is None else _numbers("--rate", text, float, _is_rate, "numbers above 0")
+
+
+def seeds_of(text: str | None) -> list[int]:
+    """What --seed says."""
+    return [] if text is None else _numbers("--seed", text, int, lambda seed: seed >= 0, "whole numbers from 0")
 
 
 def _policies(text: str | None, loaded: ScenarioFile) -> list[str]:
@@ -122,7 +127,7 @@ def _is_rate(rate: float) -> bool:
 
 def _refuse_unwritable(request: Request) -> None:
     """Before hours of computing, not after."""
-    for file in (_json_path(request), request.report):
+    for file in (json_path(request), request.report):
         if file is not None:
             check_writable(file)
 
@@ -132,11 +137,17 @@ def _refuse_many(request: Request, cells: Sequence[Cell]) -> None:
         raise OperatorError(f"--journal records one simulation, and {len(cells)} were asked for")
 
 
-def _json_path(request: Request) -> Path | None:
+def json_path(request: Request) -> Path | None:
+    """The file that is to have the results as JSON, if it is one."""
     return None if request.json_file in (None, STDOUT) else Path(str(request.json_file))
 
 
-def _plan(request: Request, loaded: ScenarioFile, cells: Sequence[Cell]) -> Plan:
+def plan_of(request: Request, loaded: ScenarioFile, cells: Sequence[Cell] = ()) -> Plan:
+    """All that these cells need of a scenario.
+
+    Raises:
+        OperatorError: a trace is not there, or something asked for is wrong.
+    """
     given, profile = loaded.scenario, loaded.profile()
     engine = given.engine
     blocks = profile.kv_tokens // engine.block_tokens
@@ -198,18 +209,20 @@ def _trace(name: str, where: str, places: Sequence[Path]) -> Path:
 # Telling.
 
 
-def _tell_skipped(results: Sequence[Result]) -> None:
+def tell_skipped(results: Sequence[Result]) -> None:
+    """Say on stderr how many bad rows were left out."""
     skipped = max((result.skipped_rows for result in results), default=0)
     if skipped:
         sys.stderr.write(f"{skipped} bad rows of the traces were skipped\n")
 
 
-def _write(request: Request, loaded: ScenarioFile, results: Sequence[Result]) -> None:
+def write_results(request: Request, loaded: ScenarioFile, results: Sequence[Result], what: str = "simulation") -> None:
+    """Print and write what was asked for; `what` is what the report calls a result."""
     text = json.dumps({"results": [result.row for result in results]}, indent=2, allow_nan=False) + "\n"
     sys.stdout.write(text if request.json_file == STDOUT else table(results))
-    if (file := _json_path(request)) is not None:
+    if (file := json_path(request)) is not None:
         write(file, text)
     if request.report is not None:
         from hyperflexis.cli.report import render
 
-        write(request.report, render(loaded, results))
+        write(request.report, render(loaded, results, what))

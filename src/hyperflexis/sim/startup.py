@@ -61,6 +61,10 @@ class StartupSpec:
         """What each takes alone."""
         return {source: phases.total_s for source, phases in self.phases.items()}
 
+    def together_s(self, starts: int) -> float:
+        """By when so many that begin at once are there, whatever they start from: all may read one thing."""
+        return max((each.total_s + max(0, starts - 1) * each.weights_s for each in self.phases.values()), default=0.0)
+
 
 class Starts:
     """Those under way."""

@@ -32,6 +32,7 @@ def row(outcome: Outcome) -> dict[str, Any]:
         "rejected": int(np.count_nonzero(outcome.rejected)),
         "attainment": _share(outcome.attained),
         "attainment_by_class": attainment_by_class(outcome),
+        "requests_by_class": requests_by_class(outcome),
         "worst_minute": worst_minute(outcome),
         "goodput_rps": attained / outcome.sim_seconds if outcome.sim_seconds > 0 else 0.0,
         **{metric: _spread(_known(getattr(outcome, metric))) for metric in METRICS},
@@ -57,6 +58,11 @@ def attainment_by_class(outcome: Outcome) -> dict[str, float | None]:
     return {
         name: _share(outcome.attained[outcome.service_class == index]) for index, name in enumerate(outcome.classes)
     }
+
+
+def requests_by_class(outcome: Outcome) -> dict[str, int]:
+    """How many there were of each."""
+    return {name: int(np.count_nonzero(outcome.service_class == index)) for index, name in enumerate(outcome.classes)}
 
 
 def worst_minute(outcome: Outcome) -> float | None:

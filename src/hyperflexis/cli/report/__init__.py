@@ -9,7 +9,6 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib import resources
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -40,21 +39,19 @@ class Legend(NamedTuple):
     number: int
 
 
-def render(loaded: ScenarioFile, results: Sequence[Result]) -> str:
-    """The whole page."""
+def render(loaded: ScenarioFile, results: Sequence[Result], what: str = "simulation") -> str:
+    """The whole page; `what` is what a result is called."""
     legend = [Legend(name, number) for number, name in enumerate(_policies(results))]
     rate = shown_rate(results)
     head, *rows = cells(results)
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    template = environment.from_string(
-        (resources.files("hyperflexis.cli.report") / "page.html").read_text(encoding="utf-8")
-    )
-    return template.render(
+    return page(
+        "page.html",
         name=loaded.file.name,
+        what=what,
         legend=legend,
         attainment=list(_attainment_charts(results, legend)),
         latency=[_latency_chart(metric, title, results, legend, rate) for metric, title in METRICS.items()],
-        cost=_cost_chart(results, legend),
+        cost=_cost_chart(results, legend) if any(result.row["cost"] is not None for result in results) else None,
         rate=f"{rate:g}",
         promise=f"{PROMISE:.0%}",
         head=head,
@@ -62,9 +59,19 @@ def render(loaded: ScenarioFile, results: Sequence[Result]) -> str:
         seeds=len({result.cell.seed for result in results}),
         scenario=loaded.text,
         sets=loaded.sets,
-        versions={"hyperflexis": __version__, "Python": platform.python_version(), "numpy": np.__version__},
-        colours=COLOURS,
     )
+
+
+def page(template: str, **values: Any) -> str:
+    """A page of this package's, filled in."""
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        loader=jinja2.PackageLoader("hyperflexis.cli", "report"),
+    )
+    versions = {"hyperflexis": __version__, "Python": platform.python_version(), "numpy": np.__version__}
+    return environment.get_template(template).render(colours=COLOURS, versions=versions, **values)
 
 
 def shown_rate(results: Sequence[Result]) -> float:

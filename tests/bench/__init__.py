@@ -1,0 +1,1 @@
+"""Load for an endpoint, in virtual time."""
