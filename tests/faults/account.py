@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from hyperflexis.core.cadence import STEPS_MAX
 from hyperflexis.core.commands import Command, Conclude, Dispatch, Launch, Migrate, Reject, Why
 from hyperflexis.core.control import DISPATCHES_MAX
-from hyperflexis.core.events import Event, InstanceLost, RequestArrived
+from hyperflexis.core.events import Event, InstanceLost, RequestArrived, RequestReturned
 from hyperflexis.core.instance import Instance, InstanceState
 from hyperflexis.core.request import RequestState
+from runtime.live_world import BLOCK_TOKENS
 
 if TYPE_CHECKING:
     from faults.process import Process
@@ -37,6 +38,8 @@ class Account:
     def before(self, event: Event) -> None:
         """What the last event led to has been done."""
         driver, control = self._world.driver, self._world.control
+        if isinstance(event, RequestReturned):
+            self._losses[event.request_id] += 1
         if isinstance(event, InstanceLost):
             self._note_loss(control.cluster.instances[event.instance_id])
         if driver._is_performing or driver._commands:
@@ -50,7 +53,9 @@ class Account:
             stream = driver._streams.get(number)
             assert stream is not None, f"nobody waits for {request!r}"
             ahead = len(stream.emitted) - request.emitted_tokens
-            assert -1 <= ahead <= STEPS_MAX + 1, f"its client has {len(stream.emitted)} tokens: {request!r}"
+            # Steps that an instance had not told when it died are never told.
+            ahead_max = (STEPS_MAX + 1) * (1 + self._losses[number])
+            assert -1 <= ahead <= ahead_max, f"its client has {len(stream.emitted)} tokens: {request!r}"
 
     def _note_loss(self, instance: Instance) -> None:
         self._failed_starts += instance.state is InstanceState.STARTING
@@ -87,6 +92,9 @@ class Account:
             return self._losses[command.request_id] >= DISPATCHES_MAX
         if why is Why.START_FAILS:
             return self._failed_starts >= self._world.control.sizing.fleet.launch_attempts_max
+        if why is Why.TOO_LARGE:
+            request, setting = self._world.driver._streams[command.request_id].request, self._world.plan.setting
+            return len(request.prompt) + request.max_tokens > setting.blocks * BLOCK_TOKENS
         if why is Why.QUEUE_FULL:
             return len(self._world.control.cluster.requests) >= self._world.plan.setting.requests_max
         return why is Why.TOO_LATE and self._world.driver._streams[command.request_id].request.refuses_late
@@ -151,8 +159,10 @@ class Account:
         for client in world.clients:
             client.check()
             ask, reason = client.ask, client.end.reason
-            may_leave = ask.leaves_after is not None or ask.breaks_after is not None
-            assert reason in ("length", "rejected") or (reason == "cancelled" and may_leave), client.end
+            may_leave = ask.leaves_after is not None or ask.breaks_after is not None or client.ticket in world.left
+            may_fail = client.ticket in world.failed
+            causes = {"length": True, "rejected": True, "cancelled": may_leave, "failed": may_fail}
+            assert causes.get(reason, False), f"{client.ticket}: {client.end}"
         assert not world.driver.live_requests
         assert not world.control.cluster.requests
         for process in self._members():

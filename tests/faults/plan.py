@@ -17,6 +17,8 @@ Kind = Literal[
     "hang",  # it stands still for `amount` seconds, and goes on
     "slow",  # everything takes it 2 to 10 times longer, for `amount` seconds
     "clock",  # its clock is set `amount` seconds forth, or back
+    "give back",  # it has a request of its no more, and says so
+    "fail",  # it says that it cannot compute one
     # messages: the next one to it (odd `which`) or from it
     "lose",
     "repeat",
@@ -34,6 +36,7 @@ Kind = Literal[
     "insomnia",  # who sleeps cannot wake, and says so, for `amount` seconds
     # tenants, and who runs all this
     "flood",  # `amount` requests at once
+    "leave",  # a client
     "drain",
     "remove",
     "resize",  # bounds of the fleet: `amount` instances, or up to as many more
@@ -51,6 +54,8 @@ _SECONDS: dict[Kind, tuple[float, ...]] = {
 }
 """`amount`s; the others' are a window's."""
 _WINDOWS_S = (0.1, 0.5, 2.0)
+UPON = ("Migrate", "Migrate", "Abandon", "Stay", "Dispatch", "AssignRole", "Link", "Launch", "Drain", "Sleep", "Wake")
+"""Commands that faults wait for."""
 
 
 class Brief:
@@ -91,6 +96,10 @@ class Fault(Brief):
     which: int = 0
     """Of the instances that live then, that one, counted around."""
     amount: float = 0.0
+    upon: str = ""
+    """It comes with the next command of that name instead, and concerns an instance, or the request, of it."""
+    after_s: float = 0.0
+    """So long after that."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -127,7 +136,7 @@ def draw(seed: int) -> Plan:
     """The plan of a seed."""
     chance = random.Random(seed)
     setting = _draw_setting(chance)
-    span_s = chance.choice([0.3, 1.0, 3.0])
+    span_s = chance.choice([0.3, 1.0, 2.0])
     asks = sorted((_draw_ask(chance, span_s) for _ in range(chance.randint(3, 18))), key=lambda ask: ask.at_s)
     kinds = chance.sample(KINDS, chance.choice([1, 3, len(KINDS)]))
     faults = sorted(
@@ -153,16 +162,16 @@ def _draw_setting(chance: random.Random) -> Setting:
     return Setting(
         roles=roles,
         policy=chance.choice(policies),
-        restlessness=chance.choice([0.0, 0.1, 0.5]),
+        restlessness=chance.choice([0.0, 0.1, 0.5, 1.0]),
         spare=chance.choice([1, 2]) if is_elastic else 0,
         least=chance.choice([0, 1]) if is_elastic and not has_roles else 1,
         asleep_max=chance.choice([0, 1, 2]) if is_elastic else 0,
         requests_max=chance.choice([1000, 1000, 12]),
-        blocks=chance.choice([12, 20, 40]),
+        blocks=chance.choice([10, 20, 60]),
         seqs_max=chance.choice([1, 2, 4, 16]),
         startup_s=chance.choice([0.0, 0.05, 0.5]),
-        message_s=chance.choice([0.0, 0.0005, 0.02]),
-        copy_s=chance.choice([0.0, 0.005, 0.05]),
+        message_s=chance.choice([0.0, 0.0005, 0.02, 0.1]),
+        copy_s=chance.choice([0.0, 0.005, 0.05, 0.3]),
         has_sources=chance.random() < 0.3,
     )
 
@@ -172,7 +181,7 @@ def _draw_ask(chance: random.Random, span_s: float) -> Ask:
     return Ask(
         at_s=round(chance.uniform(0.0, span_s), 3),
         prompt_tokens=chance.choice([1, 15, 16, 17, chance.randint(1, 120)]),
-        max_tokens=chance.choice([1, 2, 16, chance.randint(1, 60)]),
+        max_tokens=chance.choice([1, 16, chance.randint(2, 60), chance.randint(60, 150)]),
         text=chance.randrange(3),
         tpot_s=chance.choice([None, 0.02, 0.05]),
         ttft_s=chance.choice([None, 0.1, 2.0]),
@@ -185,5 +194,8 @@ def _draw_ask(chance: random.Random, span_s: float) -> Ask:
 
 def _draw_fault(chance: random.Random, span_s: float, kinds: list[Kind]) -> Fault:
     kind = chance.choice(kinds)
+    at_s, which = round(chance.uniform(0.0, span_s * 1.2), 3), chance.randrange(8)
     amount = chance.choice(_SECONDS.get(kind, _WINDOWS_S))
-    return Fault(round(chance.uniform(0.0, span_s * 1.2), 3), kind, chance.randrange(8), amount)
+    if chance.random() < 0.5:
+        return Fault(at_s, kind, which, amount)
+    return Fault(at_s, kind, which, amount, chance.choice(UPON), chance.choice([0.0, 0.0, 0.001, 0.02, 0.1, 0.4]))

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from faults.memory import Memory
 from faults.wire import Way
 from helpers.builders import SIMPLE
@@ -18,6 +20,7 @@ from hyperflexis.adapters.contract import Listener
 from hyperflexis.adapters.modelled import ModelledAdapter, Ways
 from hyperflexis.adapters.native.host import NativeAdapter
 from hyperflexis.core.handover import Pull
+from hyperflexis.core.step import Sequence
 from hyperflexis.wire.framing import Framer, Frames, WireError
 from hyperflexis.wire.messages import (
     Asleep,
@@ -42,6 +45,8 @@ if TYPE_CHECKING:
     from faults.world import World
 
 STALLED_S = 0.25
+CHECKED_REPORTS = 4
+"""The scheduler's own check comes with every fourth report: it takes as long as the step itself."""
 KILLED, FAILED = -9, 1
 
 
@@ -126,6 +131,8 @@ class Process(Listener):
         self._loop = loop
         self._frames: Frames[ToInstance] = Frames(ToInstance)
         self._framer = Framer()
+        self._reports = 0
+        self._returned: dict[int, bool] = {}
         self._linked: dict[tuple[int, bool], int] = {}
         """(peer, whether this side lends) → version of the link that was asked for last."""
         ready = Ready(setting.blocks, BLOCK_TOKENS, setting.seqs_max, asdict(SIMPLE), [], "model", kv_token_bytes=1000)
@@ -199,6 +206,33 @@ class Process(Listener):
                 self._say(LinkFailed(peer, version, "it has broken", is_lender=lends))
                 return
 
+    def give_back(self, which: int, request_id: int | None) -> None:
+        """Have a request no more between two steps, and say so with the next report."""
+
+        def leave() -> None:
+            if (sequence := self._pick(which, request_id)) is not None:
+                self.modelled._stepping.cancel(sequence.id, self.clock.time())
+                self._returned[sequence.id] = not sequence.has_started
+
+        self.modelled.post(leave)
+
+    def fail(self, which: int, request_id: int | None, failing: Callable[[int], None]) -> None:
+        """Be unable to compute a request."""
+
+        def refuse() -> None:
+            if (sequence := self._pick(which, request_id)) is not None:
+                failing(sequence.id)
+                self.modelled._stepping.moves.cancelled(sequence.id, self.clock.time())
+                self.modelled._stepping.refuse(sequence.id, "it cannot be computed")
+
+        self.modelled.post(refuse)
+
+    def _pick(self, which: int, request_id: int | None) -> Sequence | None:
+        here = {sequence.id: sequence for sequence in self.scheduler.sequences()}
+        if request_id is not None or not here:
+            return here.get(request_id) if request_id is not None else None
+        return list(here.values())[which % len(here)]
+
     # -- what it reads
 
     def _receive(self, frame: bytes) -> None:
@@ -244,8 +278,11 @@ class Process(Listener):
         self._say(ready)
 
     def on_report(self, report: StepReport) -> None:
-        self.scheduler.check()
-        self._say(report)
+        self._reports += 1
+        if self._reports % CHECKED_REPORTS == 0:
+            self.scheduler.check()
+        returned, self._returned = self._returned, {}
+        self._say(msgspec.structs.replace(report, returned=returned) if returned else report)
 
     def on_news(self, news: News) -> None:
         if isinstance(news, Asleep):

@@ -62,6 +62,7 @@ class WatchedControlPlane(ControlPlane):
 
     account: Account
     coverage: Coverage
+    hear: Callable[[Command], None]
 
     def handle(self, event: Event, now: float) -> list[Command]:
         self.coverage.note_event(self, event)
@@ -69,6 +70,8 @@ class WatchedControlPlane(ControlPlane):
         commands = super().handle(event, now)
         self.check()
         self.account.after(event, commands, now)
+        for command in commands:
+            self.hear(command)
         return commands
 
 
@@ -84,12 +87,20 @@ class World:
         self.unlaunchable = self.stillborn = self.endless = 0
         """How many faults of these kinds last."""
         self.accidents: list[BaseException] = []
+        self._is_calm = False
         self._lasting: list[Callable[[], None]] = []
         self._whim = Whim(plan.seed, plan.setting.restlessness)
         self.control = WatchedControlPlane(self._policy(), fleet_of(plan.setting), plan.setting.requests_max)
         self.driver = Driver(self.control, self, BLOCK_TOKENS, clock=self.loop.time)
         self.account = self.control.account = Account(self)
         self.control.coverage = coverage
+        self.control.hear = self._hear
+        self._waiting: dict[str, list[Fault]] = {}
+        """Faults that wait for a command, by its name."""
+        self.left: set[int] = set()
+        """Requests whose clients left for no reason of their own."""
+        self.failed: set[int] = set()
+        """Requests that an instance said it could not compute."""
         self.loop.set_exception_handler(lambda _, context: self._note_accident(context))
 
     def _policy(self) -> Policy:
@@ -111,7 +122,7 @@ class World:
         for ask in self.plan.asks:
             self.loop.call_at(ask.at_s, self.submit, ask)
         for fault in self.plan.faults:
-            self.loop.call_at(fault.at_s, self._perform, fault)
+            self.loop.call_at(fault.at_s, self._begin, fault)
         self.driver.start()
         ends_s = max([each.at_s for each in chain[Ask | Fault](self.plan.asks, self.plan.faults)], default=0.0)
         while self.loop.time() <= ends_s:
@@ -142,7 +153,9 @@ class World:
 
     def calm(self) -> None:
         """From now on nothing goes wrong."""
+        self._is_calm = True
         self._whim.calm()
+        self._waiting.clear()
         for end in self._lasting:
             end()
         for process in self.live():
@@ -154,15 +167,45 @@ class World:
 
     # -- faults
 
-    def _perform(self, fault: Fault) -> None:
-        if fault.kind in _ON_WORLD:
-            _ON_WORLD[fault.kind](self, fault)
+    def _begin(self, fault: Fault) -> None:
+        if fault.upon:
+            self._waiting.setdefault(fault.upon, []).append(fault)
+        else:
+            self._perform(fault, self.live(), None)
+
+    def _hear(self, command: Command) -> None:
+        """A command may be what a fault waits for. It comes when the command has been performed."""
+        waiting = self._waiting.get(type(command).__name__)
+        if waiting:
+            fields = command._asdict()
+            ends = [fields[name] for name in ("instance_id", "source_id", "target_id") if name in fields]
+            self.loop.call_later(
+                waiting[0].after_s,
+                lambda fault: self._perform(fault, self._found(ends), fields.get("request_id")),
+                waiting.pop(0),
+            )
+
+    def _found(self, instance_ids: list[int]) -> list[Process]:
+        found = [self.processes.get(instance_id) for instance_id in instance_ids]
+        return [process for process in found if process is not None and not process.is_over]
+
+    def _perform(self, fault: Fault, processes: list[Process], request_id: int | None) -> None:
+        if self._is_calm:
             return
-        live = self.live()
-        is_message = fault.kind in ("lose", "repeat", "swap", "delay")
+        if fault.kind == "leave":
+            self._leave(fault.which, request_id)
+        elif fault.kind in ON_WORLD:
+            ON_WORLD[fault.kind](self, fault)
+        elif processes:
+            is_message = fault.kind in ("lose", "repeat", "swap", "delay")
+            process = processes[(fault.which // 2 if is_message else fault.which) % len(processes)]
+            ON_PROCESS[fault.kind](self, process, fault, request_id)
+
+    def _leave(self, which: int, request_id: int | None) -> None:
+        live = list(self.driver._streams) if request_id is None else [request_id]
         if live:
-            process = live[(fault.which // 2 if is_message else fault.which) % len(live)]
-            _ON_PROCESS[fault.kind](self, process, fault)
+            self.left.add(live[which % len(live)])
+            self.driver.cancel(live[which % len(live)])
 
     def last(self, seconds: float, begin: Callable[[], None], end: Callable[[], None]) -> None:
         """Let something be so for a while, or until all is calm."""
@@ -217,23 +260,23 @@ def fleet_of(setting: Setting, add: int = 0) -> FleetBounds:
     )
 
 
-def _kill(_: World, process: Process, fault: Fault) -> None:
+def _kill(_: World, process: Process, fault: Fault, __: int | None) -> None:
     process.die()
 
 
-def _vanish(_: World, process: Process, fault: Fault) -> None:
+def _vanish(_: World, process: Process, fault: Fault, __: int | None) -> None:
     process.vanish(fault.amount)
 
 
-def _cut(_: World, process: Process, fault: Fault) -> None:
+def _cut(_: World, process: Process, fault: Fault, __: int | None) -> None:
     process.cut_off(fault.amount)
 
 
-def _hang(world: World, process: Process, fault: Fault) -> None:
+def _hang(world: World, process: Process, fault: Fault, __: int | None) -> None:
     world.last(fault.amount, process.clock.stop, process.clock.go_on)
 
 
-def _slow(world: World, process: Process, fault: Fault) -> None:
+def _slow(world: World, process: Process, fault: Fault, __: int | None) -> None:
     factor = 2.0 + fault.which
     clock = process.clock
 
@@ -243,29 +286,29 @@ def _slow(world: World, process: Process, fault: Fault) -> None:
     world.last(fault.amount, lambda: scale(factor), lambda: scale(1 / factor))
 
 
-def _clock(_: World, process: Process, fault: Fault) -> None:
+def _clock(_: World, process: Process, fault: Fault, __: int | None) -> None:
     process.clock.offset_s += fault.amount
 
 
-def _message(_: World, process: Process, fault: Fault) -> None:
+def _message(_: World, process: Process, fault: Fault, __: int | None) -> None:
     (process.from_driver if fault.which % 2 else process.to_driver).fail_next(fault.kind)
 
 
-def _delay(world: World, process: Process, fault: Fault) -> None:
+def _delay(world: World, process: Process, fault: Fault, __: int | None) -> None:
     way = process.from_driver if fault.which % 2 else process.to_driver
     way.delay(fault.amount, world.loop.time() + 1.0)
 
 
-def _lasting(name: str) -> Callable[[World, Process, Fault], None]:
-    return lambda world, process, fault: world.count_for(fault.amount, process, name)
+def _lasting(name: str) -> Callable[[World, Process, Fault, int | None], None]:
+    return lambda world, process, fault, _: world.count_for(fault.amount, process, name)
 
 
-def _unlink(_: World, process: Process, fault: Fault) -> None:
+def _unlink(_: World, process: Process, fault: Fault, __: int | None) -> None:
     if not process.clock.is_stopped:
         process.unlink(is_lender=bool(fault.which % 2))
 
 
-_ON_PROCESS: dict[str, Callable[[World, Process, Fault], None]] = {
+ON_PROCESS: dict[str, Callable[[World, Process, Fault, int | None], None]] = {
     "kill": _kill,
     "vanish": _vanish,
     "cut": _cut,
@@ -281,8 +324,10 @@ _ON_PROCESS: dict[str, Callable[[World, Process, Fault], None]] = {
     "linkless": _lasting("links_fail"),
     "insomnia": _lasting("cannot_wake"),
     "unlink": _unlink,
-    "drain": lambda world, process, _: world.driver.drain(process.id),
-    "remove": lambda world, process, _: world.driver.remove(process.id),
+    "give back": lambda _, process, fault, request_id: process.give_back(fault.which, request_id),
+    "fail": lambda world, process, fault, request_id: process.fail(fault.which, request_id, world.failed.add),
+    "drain": lambda world, process, *_: world.driver.drain(process.id),
+    "remove": lambda world, process, *_: world.driver.remove(process.id),
 }
 
 
@@ -291,7 +336,7 @@ def _flood(world: World, fault: Fault) -> None:
         world.submit(Ask(fault.at_s, prompt_tokens=30 + 5 * (number % 4), max_tokens=8, text=fault.which))
 
 
-_ON_WORLD: dict[str, Callable[[World, Fault], None]] = {
+ON_WORLD: dict[str, Callable[[World, Fault], None]] = {
     "unlaunchable": lambda world, fault: world.count_for(fault.amount, world, "unlaunchable"),
     "stillborn": lambda world, fault: world.count_for(fault.amount, world, "stillborn"),
     "endless": lambda world, fault: world.count_for(fault.amount, world, "endless"),
