@@ -1,8 +1,8 @@
 """Plays seeds, shrinks what breaks, and tells what was met.
 
-    PYTHONPATH=tests python -m faults 17              one seed, and its plan made small if it breaks something
-    PYTHONPATH=tests python -m faults 0 10000         so many, from there on
-    PYTHONPATH=tests python -m faults 0 1000 --table  what was met in how many of them, in Markdown
+PYTHONPATH=tests python -m faults 17              one seed, and its plan made small if it breaks something
+PYTHONPATH=tests python -m faults 0 10000         so many, from there on
+PYTHONPATH=tests python -m faults 0 1000 --table  what was met in how many of them, in Markdown
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def failure(plan: Plan, coverage: Coverage | None = None) -> Exception | None:
     """What breaks in a plan's world."""
     try:
         play(plan, coverage)
-    except Exception as error:  # Whatever it is, it is what was looked for.
+    except Exception as error:  # noqa: BLE001  # whatever it is, it is what was looked for
         return error
     return None
 
@@ -42,7 +42,7 @@ def explain(seed: int, error: Exception) -> str:
     return "\n".join(
         [
             f"seed {seed}: {type(error).__name__}: {error}",
-            f"again: PYTHONPATH=tests python -m faults {seed}",
+            f"again: make faults SEED={seed}",
             f"the least that breaks it: {smallest!r}",
             "".join(traceback.format_exception(told)),
         ]

@@ -72,7 +72,9 @@ ABOUT_INSTANCES = Table(
     [*(state.value for state in instances.TRANSITIONS if instances.TRANSITIONS[state]), GONE],
     ["ready", "reported", "drained", "lost"],
 )
-LINKS = Table("Links", ["pending", "up", "failed", "replaced", GONE], ["up", "down", "silent", "tried again", "end gone"])
+LINKS = Table(
+    "Links", ["pending", "up", "failed", "replaced", GONE], ["up", "down", "silent", "tried again", "end gone"]
+)
 MOVES = Table(
     "Moves, by the state of what moves",
     [*(state for state in LIVE if state != RequestState.QUEUED.value), GONE],

@@ -181,7 +181,7 @@ def _draw_ask(chance: random.Random, span_s: float) -> Ask:
     return Ask(
         at_s=round(chance.uniform(0.0, span_s), 3),
         prompt_tokens=chance.choice([1, 15, 16, 17, chance.randint(1, 120)]),
-        max_tokens=chance.choice([1, 16, chance.randint(2, 60), chance.randint(60, 150)]),
+        max_tokens=chance.choice([1, 8, 16, *(chance.randint(2, 60) for _ in range(2)), chance.randint(60, 150)]),
         text=chance.randrange(3),
         tpot_s=chance.choice([None, 0.02, 0.05]),
         ttft_s=chance.choice([None, 0.1, 2.0]),

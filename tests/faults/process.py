@@ -69,7 +69,7 @@ class _Call:
 
 
 class ProcessClock:
-    """What one process sees of time, in place of the loop: its clock may be set, it may stand still, be slow and end."""
+    """What one process has in place of the loop: its clock may be set, and it may stand still, be slow and end."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop

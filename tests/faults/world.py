@@ -35,7 +35,7 @@ CALM_LOOK_S = 0.1
 START_TIMEOUT_S = 3.0
 
 
-class Broken(Exception):
+class BrokenClientError(Exception):
     """What a client fails with."""
 
 
@@ -52,7 +52,7 @@ class FaultyClient(Client):
     def on_tokens(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs] | None) -> None:
         super().on_tokens(tokens, logprobs)
         if self.ask.breaks_after is not None and len(self.tokens) >= self.ask.breaks_after:
-            raise Broken
+            raise BrokenClientError
         if self.ask.leaves_after is not None and len(self.tokens) >= self.ask.leaves_after:
             self.leave()
 
