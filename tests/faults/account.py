@@ -9,9 +9,9 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from hyperflexis.core.cadence import STEPS_MAX
-from hyperflexis.core.commands import Command, Conclude, Dispatch, Launch, Migrate, Reject, Why
+from hyperflexis.core.commands import Command, Conclude, Dispatch, Launch, Link, Migrate, Reject, Unlink, Why
 from hyperflexis.core.control import DISPATCHES_MAX
-from hyperflexis.core.events import Event, InstanceLost, RequestArrived, RequestReturned
+from hyperflexis.core.events import Event, InstanceLost, Linked, LinkFailed, RequestArrived, RequestReturned
 from hyperflexis.core.instance import Instance, InstanceState
 from hyperflexis.core.request import RequestState
 from runtime.live_world import BLOCK_TOKENS
@@ -31,6 +31,8 @@ class Account:
         """Of each request, instances that were lost with it."""
         self._failed_starts = 0
         self._cost = 0.0
+        self._links_asked: dict[tuple[int, int], int] = {}
+        self._links_up: dict[tuple[int, int], int] = {}
         self._arrived = 0
 
     # -- at every event
@@ -64,6 +66,8 @@ class Account:
     def after(self, event: Event, commands: list[Command], now: float) -> None:
         """What was decided may be done."""
         self._arrived += isinstance(event, RequestArrived)
+        if isinstance(event, Linked | LinkFailed):
+            self._note_link(event)
         for command in commands:
             if isinstance(command, Conclude | Reject):
                 self._end(command)
@@ -71,6 +75,10 @@ class Account:
                 self._check_dispatch(command)
             elif isinstance(command, Migrate):
                 self._check_migrate(command)
+            elif isinstance(command, Link):
+                self._links_asked[command.source_id, command.target_id] = command.version
+            elif isinstance(command, Unlink):
+                self._links_up.pop((command.source_id, command.target_id), None)
             elif isinstance(command, Launch):
                 assert command.instance_id not in self._world.processes, f"launched twice: {command!r}"
         live, known = self._world.control.cluster.requests.keys(), self._ended.keys()
@@ -79,6 +87,13 @@ class Account:
         cost = self._world.control.sizing.bill.cost(now)
         assert cost >= self._cost >= 0, f"the bill went from {self._cost} to {cost}"
         self._cost = cost
+
+    def _note_link(self, event: Linked | LinkFailed) -> None:
+        pair = (event.source_id, event.target_id)
+        if isinstance(event, LinkFailed) and self._links_up.get(pair) == event.version:
+            del self._links_up[pair]
+        elif isinstance(event, Linked) and self._links_asked.get(pair) == event.version:
+            self._links_up[pair] = event.version
 
     def _end(self, command: Conclude | Reject) -> None:
         assert command.request_id not in self._ended, f"ended twice: {command!r}"
@@ -110,7 +125,7 @@ class Account:
         target = control.cluster.instances[command.target_id]
         assert target.state is InstanceState.READY, f"{target.name} takes nothing: {command!r}"
         assert command.source_id in control.cluster.instances, f"its source is gone: {command!r}"
-        version = control.links.version(command.source_id, command.target_id)
+        version = self._links_up.get((command.source_id, command.target_id))
         assert version == command.link_version, f"over a link that is down: {command!r}"
 
     # -- now and then
