@@ -119,6 +119,7 @@ class Setting(Brief):
     startup_s: float = 0.05
     message_s: float = 0.0005
     copy_s: float = 0.005
+    kv_token_bytes: int = 1000
     has_sources: bool = False
     """Whether weights can be had of peers, too."""
 
@@ -136,7 +137,7 @@ def draw(seed: int) -> Plan:
     """The plan of a seed."""
     chance = random.Random(seed)
     setting = _draw_setting(chance)
-    span_s = chance.choice([0.3, 1.0, 2.0])
+    span_s = chance.choice([0.3, 1.0, 4.0])
     asks = sorted((_draw_ask(chance, span_s) for _ in range(chance.randint(3, 18))), key=lambda ask: ask.at_s)
     kinds = chance.sample(KINDS, chance.choice([1, 3, len(KINDS)]))
     faults = sorted(
@@ -158,20 +159,21 @@ def _draw_setting(chance: random.Random) -> Setting:
     )
     has_roles = set(roles) != {"mixed"}
     policies = ["hyperflexis:roles=fixed", "hyperflexis:roles=planned"] + ["hyperflexis"] * (not has_roles)
-    is_elastic = chance.random() < 0.4 and "mixed" not in set(roles) - {roles[0]}
+    is_elastic = chance.random() < 0.5 and "mixed" not in set(roles) - {roles[0]}
     return Setting(
         roles=roles,
         policy=chance.choice(policies),
         restlessness=chance.choice([0.0, 0.1, 0.5, 1.0]),
         spare=chance.choice([1, 2]) if is_elastic else 0,
         least=chance.choice([0, 1]) if is_elastic and not has_roles else 1,
-        asleep_max=chance.choice([0, 1, 2]) if is_elastic else 0,
+        asleep_max=chance.choice([0, 2, 2]) if is_elastic else 0,
         requests_max=chance.choice([1000, 1000, 12]),
         blocks=chance.choice([10, 20, 60]),
         seqs_max=chance.choice([1, 2, 4, 16]),
         startup_s=chance.choice([0.0, 0.05, 0.5]),
         message_s=chance.choice([0.0, 0.0005, 0.02, 0.1]),
         copy_s=chance.choice([0.0, 0.005, 0.05, 0.3]),
+        kv_token_bytes=chance.choice([1000, 1000, 10**9]),
         has_sources=chance.random() < 0.3,
     )
 
@@ -180,7 +182,7 @@ def _draw_ask(chance: random.Random, span_s: float) -> Ask:
     has_left, has_failed = chance.random() < 0.15, chance.random() < 0.05
     return Ask(
         at_s=round(chance.uniform(0.0, span_s), 3),
-        prompt_tokens=chance.choice([1, 15, 16, 17, chance.randint(1, 120)]),
+        prompt_tokens=chance.choice([1, 16, 17, chance.randint(1, 120), chance.randint(120, 600)]),
         max_tokens=chance.choice([1, 8, 16, *(chance.randint(2, 60) for _ in range(2)), chance.randint(60, 150)]),
         text=chance.randrange(3),
         tpot_s=chance.choice([None, 0.02, 0.05]),

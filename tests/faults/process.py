@@ -135,7 +135,15 @@ class Process(Listener):
         self._returned: dict[int, bool] = {}
         self._linked: dict[tuple[int, bool], int] = {}
         """(peer, whether this side lends) → version of the link that was asked for last."""
-        ready = Ready(setting.blocks, BLOCK_TOKENS, setting.seqs_max, asdict(SIMPLE), [], "model", kv_token_bytes=1000)
+        ready = Ready(
+            setting.blocks,
+            BLOCK_TOKENS,
+            setting.seqs_max,
+            asdict(SIMPLE),
+            [],
+            "model",
+            kv_token_bytes=setting.kv_token_bytes,
+        )
         self.modelled = ModelledAdapter(
             self,
             ready,

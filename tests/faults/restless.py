@@ -90,7 +90,7 @@ class RestlessScaler:
             return wanted
         chance, fleet = self._whim.chance, sizing.fleet
         counts = {role: chance.randint(each.min, each.max) for role, each in fleet.ranges.items()}
-        return Wanted(counts, Reason(Why.DEMAND), chance.randint(0, fleet.asleep_max))
+        return Wanted(counts, Reason(Why.DEMAND), chance.choice([0, fleet.asleep_max, fleet.asleep_max]))
 
 
 def restless(policy: Policy, whim: Whim) -> Policy:

@@ -30,6 +30,8 @@ from runtime.live_world import BLOCK_TOKENS, Client, generate
 
 CALM_S = 300.0
 """Within so long everybody must have an end, and everything be at rest, once nothing goes wrong any more."""
+WAIT_S = 1.0
+"""How long faults go on waiting for commands when all else has happened."""
 LOOK_S = 0.01
 CALM_LOOK_S = 0.1
 START_TIMEOUT_S = 3.0
@@ -124,8 +126,8 @@ class World:
         for fault in self.plan.faults:
             self.loop.call_at(fault.at_s, self._begin, fault)
         self.driver.start()
-        ends_s = max([each.at_s for each in chain[Ask | Fault](self.plan.asks, self.plan.faults)], default=0.0)
-        while self.loop.time() <= ends_s:
+        ends_s = [0.0, *(ask.at_s for ask in self.plan.asks), *map(_end_s, self.plan.faults)]
+        while self.loop.time() <= max(ends_s):
             await self._look()
         self.calm()
         calm_s = self.loop.time()
@@ -179,11 +181,8 @@ class World:
         if waiting:
             fields = command._asdict()
             ends = [fields[name] for name in ("instance_id", "source_id", "target_id") if name in fields]
-            self.loop.call_later(
-                waiting[0].after_s,
-                lambda fault: self._perform(fault, self._found(ends), fields.get("request_id")),
-                waiting.pop(0),
-            )
+            fault, request_id = waiting.pop(0), fields.get("request_id")
+            self.loop.call_later(fault.after_s, lambda: self._perform(fault, self._found(ends), request_id))
 
     def _found(self, instance_ids: list[int]) -> list[Process]:
         found = [self.processes.get(instance_id) for instance_id in instance_ids]
@@ -258,6 +257,12 @@ def fleet_of(setting: Setting, add: int = 0) -> FleetBounds:
         start_timeout_s=START_TIMEOUT_S,
         launch_backoff_s=0.2,
     )
+
+
+def _end_s(fault: Fault) -> float:
+    """Until when a fault is waited for. Who stands still goes on by himself: what that breaks comes late."""
+    waits_s = WAIT_S if fault.upon else 0.0
+    return fault.at_s + waits_s + (fault.amount if fault.kind == "hang" else 0.0)
 
 
 def _kill(_: World, process: Process, fault: Fault, __: int | None) -> None:
