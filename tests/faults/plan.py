@@ -141,7 +141,7 @@ def draw(seed: int) -> Plan:
     asks = sorted((_draw_ask(chance, span_s) for _ in range(chance.randint(3, 18))), key=lambda ask: ask.at_s)
     kinds = chance.sample(KINDS, chance.choice([1, 3, len(KINDS)]))
     faults = sorted(
-        (_draw_fault(chance, span_s, kinds) for _ in range(chance.choice([0, 1, 3, 6, 10]))), key=lambda f: f.at_s
+        (_draw_fault(chance, span_s, kinds) for _ in range(chance.choice([0, 2, 5, 10, 20]))), key=lambda f: f.at_s
     )
     return Plan(seed, setting, tuple(asks), tuple(faults))
 
@@ -168,7 +168,7 @@ def _draw_setting(chance: random.Random) -> Setting:
         least=chance.choice([0, 1]) if is_elastic and not has_roles else 1,
         asleep_max=chance.choice([0, 2, 2]) if is_elastic else 0,
         requests_max=chance.choice([1000, 1000, 12]),
-        blocks=chance.choice([10, 20, 60]),
+        blocks=chance.choice([12, 40, 60]),
         seqs_max=chance.choice([1, 2, 4, 16]),
         startup_s=chance.choice([0.0, 0.05, 0.5]),
         message_s=chance.choice([0.0, 0.0005, 0.02, 0.1]),
