@@ -14,7 +14,7 @@ TESTS ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test test-vllm soak check audit bench bench-scheduling bench-disaggregation bench-scaling format constraints clean
+.PHONY: help setup serve test test-vllm soak faults check audit bench bench-scheduling bench-disaggregation bench-scaling format constraints clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -42,8 +42,11 @@ $(VLLM_INSTALLED): pyproject.toml tests/vllm/requirements.txt tests/vllm/environ
 test-vllm: $(VLLM_INSTALLED) ## Run the tests that need vLLM, with real servers on the CPU, in .venv-vllm (about ten minutes from nothing)
 	$(VLLM)/bin/pytest -m vllm $(or $(TESTS),tests/vllm) $(ARGS)
 
-soak: setup ## Play the tests of moves at random for longer, other worlds each time (SOAK times as many as the suite), and fuzz for an hour
+soak: setup ## Play the tests of moves and faults at random for longer, other worlds each time (SOAK times as many as the suite), and fuzz for an hour
 	SOAK=$(or $(SOAK),20) $(BIN)/pytest -n $(WORKERS) -m soak $(TESTS) $(ARGS)
+
+faults: setup ## Play worlds full of faults: COUNT of them (one), from SEED (0) on
+	PYTHONPATH=tests $(BIN)/python -m faults $(or $(SEED),0) $(or $(COUNT),1) $(ARGS)
 
 check: setup ## Check format, lint, types and the import arrows
 	$(BIN)/ruff format --check .

@@ -13,7 +13,7 @@ import pytest
 from adapters.fleets import Heard, submission
 from helpers.virtual_loop import virtual
 from hyperflexis.adapters.native.host import NativeAdapter
-from hyperflexis.wire.framing import Frames, frame
+from hyperflexis.wire.framing import Framer, Frames
 from hyperflexis.wire.messages import Configure, Failed, Ready, Shutdown, StepReport, ToInstance, Work
 
 READY = Ready(10, 16, 4, {}, [], "cpu")
@@ -26,6 +26,7 @@ class Peer:
         self.sock, self.theirs = socket.socketpair()
         self.theirs.setblocking(False)
         self._frames: Frames[Any] = Frames(ToInstance)
+        self._framer = Framer()
 
     def adapter(self, heard: Heard) -> NativeAdapter:
         adapter = NativeAdapter(heard, asyncio.get_running_loop())
@@ -33,7 +34,7 @@ class Peer:
         return adapter
 
     def say(self, *messages: Any) -> None:
-        self.sock.sendall(b"".join(map(frame, messages)))
+        self.sock.sendall(b"".join(map(self._framer.frame, messages)))
 
     def receive(self) -> list[Any]:
         return list(self._frames.feed(self.sock.recv(1 << 16)))
@@ -149,7 +150,7 @@ async def test_garbage_is_a_loss(peer: Peer) -> None:
     heard = Heard()
     peer.adapter(heard)
     await turn()
-    peer.sock.sendall(b"\x05\x00\x00\x00hello")
+    peer.sock.sendall(b"\x05" + bytes(7) + b"hello")
     assert (await heard.until_lost()).startswith("it sent garbage: ")
     await turn()
 

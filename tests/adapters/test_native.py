@@ -169,7 +169,7 @@ async def test_instance_that_fails_says_why(fleet: NativeFleet) -> None:
     heard = Heard()
     adapter = fleet.start(heard)
     await heard.until_ready()
-    adapter._send((4).to_bytes(4, "little") + b"\xc1\xc1\xc1\xc1")
+    adapter._send((4).to_bytes(8, "little") + b"\xc1\xc1\xc1\xc1")
     why = await heard.until_lost()
     assert why.startswith("WireError: a message cannot be read: ")
     await until_dead(fleet.pid(adapter))

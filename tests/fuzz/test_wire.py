@@ -16,7 +16,7 @@ from hyperflexis.transfer import protocol
 from hyperflexis.transfer.descriptor import read_descriptor
 from hyperflexis.transfer.errors import BadDescriptor
 from hyperflexis.transfer.weights.offer import offer_at, read_offer
-from hyperflexis.wire.framing import Frames, WireError, frame
+from hyperflexis.wire.framing import Framer, Frames, WireError
 from hyperflexis.wire.messages import (
     Configure,
     FromInstance,
@@ -36,12 +36,12 @@ SUBMIT = Submit(
     request=7, prompt=[1, 70_000], emitted=[2], max_tokens=20, sampling=Sampling(logit_bias={5: 1.5}, stop_ids=(2,))
 )
 TO_INSTANCE = [
-    frame(Work(submits=[SUBMIT], cancels=[1, 2**40])),
-    frame(Configure(rules={"a": 1})),
-    frame(FromPeer(peer=3, payload=b"x" * 300)),
-    frame(TakeIn(submit=SUBMIT, source=1, move=2, tokens=64, link_version=1)),
-    frame(Sleep(level=1)),
-    frame(Shutdown()),
+    Framer().frame(Work(submits=[SUBMIT], cancels=[1, 2**40])),
+    Framer().frame(Configure(rules={"a": 1})),
+    Framer().frame(FromPeer(peer=3, payload=b"x" * 300)),
+    Framer().frame(TakeIn(submit=SUBMIT, source=1, move=2, tokens=64, link_version=1)),
+    Framer().frame(Sleep(level=1)),
+    Framer().frame(Shutdown()),
 ]
 CLAIM = protocol.Claim(b"t" * 16, 1, 2, "peer")
 REQUESTS = [

@@ -203,7 +203,7 @@ async def test_pause_is_a_copy_of_what_is_new_and_not_of_all() -> None:
 # -- what goes wrong
 
 
-FAULTY = Ways(copy_s=lambda _: 0.2, copy_fault=lambda _: "bytes were lost")
+FAULTY = Ways(copy_s=lambda _: 0.2, copy_fault=lambda *_: "bytes were lost")
 SLOW = Ways(copy_s=lambda _: 0.2)
 
 
@@ -345,7 +345,7 @@ def storm(number: int, counts: Counter[str]) -> Callable[[], object]:
     fault_share = chance.choice([0.0, 0.0, 0.2])
     ways = Ways(
         copy_s=lambda pull: chance.choice([0.0, 0.001, 0.02, 0.2]),
-        copy_fault=lambda pull: "a fault" if chance.random() < fault_share else "",
+        copy_fault=lambda *_: "a fault" if chance.random() < fault_share else "",
         link_s=chance.choice([0.0, 0.05]),
     )
 

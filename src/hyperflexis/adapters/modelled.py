@@ -54,8 +54,8 @@ class Ways(NamedTuple):
     """What passing KV between modelled instances takes, and whether it comes to anything."""
 
     copy_s: Callable[[Pull], float] = lambda _: 0.005
-    copy_fault: Callable[[Pull], str] = lambda _: ""
-    """Why a copy fails, once its time has passed; empty if it does not."""
+    copy_fault: Callable[[Pull, int], str] = lambda *_: ""
+    """Why a copy from that peer fails, once its time has passed; empty if it does not."""
     link_s: float = 0.01
     link_fault: str = ""
 
@@ -192,14 +192,14 @@ class ModelledAdapter:
         if not plan.chunks and not self._stepping.has_news():
             self._is_stepping = False
             return
-        duration_s = self._step_s(plan.shape)
-        self._loop.call_later(duration_s, self._end_step, plan, duration_s)
+        self._loop.call_later(self._step_s(plan.shape), self._end_step, plan, now)
 
-    def _end_step(self, plan: StepPlan, duration_s: float) -> None:
+    def _end_step(self, plan: StepPlan, began_s: float) -> None:
         if self._is_closed:
             return
+        now = self._loop.time()
         sampled = {chunk.sequence.id: self._next_token_of(chunk.sequence) for chunk in plan.chunks if chunk.samples}
-        report, _ = self._stepping.report(plan, StepOutcome(sampled, duration_s), self._loop.time())
+        report, _ = self._stepping.report(plan, StepOutcome(sampled, now - began_s), now)
         self._listener.on_report(report)
         for letter in self._stepping.moves.letters():
             self.tell(letter)
@@ -246,7 +246,7 @@ class _Peers:
 
     def pull(self, pull: Pull, peer: int) -> None:
         seconds = self._ways.copy_s(pull)
-        end = partial(self._end_copy, pull, seconds)
+        end = partial(self._end_copy, pull, peer, seconds)
         self._copies[pull.request_id] = self._loop.call_later(seconds, end)
 
     def stop_pull(self, request_id: int) -> None:
@@ -268,9 +268,9 @@ class _Peers:
     def scrub(self, blocks: list[int]) -> None:
         """Nothing is in them."""
 
-    def _end_copy(self, pull: Pull, seconds: float) -> None:
+    def _end_copy(self, pull: Pull, peer: int, seconds: float) -> None:
         del self._copies[pull.request_id]
-        self._owner.copied(pull.request_id, self._ways.copy_fault(pull), seconds)
+        self._owner.copied(pull.request_id, self._ways.copy_fault(pull, peer), seconds)
 
 
 def _from_text(sequence: Sequence) -> int:

@@ -76,7 +76,6 @@ TRANSITIONS: dict[InstanceState, dict[InstanceStep, InstanceState]] = {
     },
     InstanceState.READY: {
         InstanceStep.DRAIN: InstanceState.DRAINING,
-        InstanceStep.STOP: InstanceState.STOPPED,
         InstanceStep.LOSE: InstanceState.LOST,
     },
     InstanceState.DRAINING: {

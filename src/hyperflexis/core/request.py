@@ -56,7 +56,6 @@ class RequestStep(_Member):
 
 
 _ON_INSTANCE = {
-    RequestStep.PREEMPT: RequestState.WAITING,
     RequestStep.REQUEUE: RequestState.QUEUED,
     RequestStep.FINISH: RequestState.FINISHED,
     RequestStep.CANCEL: RequestState.CANCELLED,
@@ -78,12 +77,13 @@ TRANSITIONS: dict[RequestState, dict[RequestStep, RequestState]] = {
     RequestState.PREFILLING: {
         **_ON_INSTANCE,
         RequestStep.TOKEN: RequestState.DECODING,
+        RequestStep.PREEMPT: RequestState.WAITING,
         RequestStep.MOVE: RequestState.PREFILLING,
         RequestStep.GO_ON: RequestState.DECODING,  # Moved when all that it had lost but the last token was there again.
     },
     RequestState.DECODING: {
         **_ON_INSTANCE,
-        RequestStep.TOKEN: RequestState.DECODING,
+        RequestStep.PREEMPT: RequestState.WAITING,
         RequestStep.STAND: RequestState.STANDING,
     },
     RequestState.STANDING: {

@@ -105,6 +105,8 @@ class Driver:
         self._observe = observe
         self._streams: dict[int, Stream] = {}
         self._members: dict[int, Member] = {}
+        self._unlaunched: dict[int, asyncio.Handle] = {}
+        """Instances that could not be launched, of which that is still to be told."""
         self._next_request_id = 0
         self._wakeup_s: float | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -335,6 +337,7 @@ class Driver:
 
     def _on_lost(self, instance_id: int, why: str) -> None:
         self._members.pop(instance_id, None)
+        self._unlaunched.pop(instance_id, None)
         log.warning("i%d is lost: %s", instance_id, why)
         self._feed(InstanceLost(instance_id, why))
         self._changed.set()
@@ -495,7 +498,10 @@ class Driver:
 
     def _stop(self, command: Stop) -> None:
         log.info("i%d is stopped: %s", command.instance_id, command.reason)
-        self._members.pop(command.instance_id).adapter.close()
+        if (telling := self._unlaunched.pop(command.instance_id, None)) is not None:
+            telling.cancel()
+        else:
+            self._members.pop(command.instance_id).adapter.close()
         self._changed.set()
 
     def _launch(self, command: Launch) -> None:
@@ -504,7 +510,8 @@ class Driver:
         try:
             adapter = self._launcher.launch(command.instance_id, command.role, listener)
         except OSError as error:
-            self._loop.call_soon(listener.on_lost, f"it cannot be launched: {error}")
+            why = f"it cannot be launched: {error}"
+            self._unlaunched[command.instance_id] = self._loop.call_soon(listener.on_lost, why)
             return
         self._members[command.instance_id] = Member(adapter, command.role)
 

@@ -36,7 +36,7 @@ from hyperflexis.adapters.native.messages import (
     encode,
 )
 from hyperflexis.adapters.native.time_slice import ask_for_short_slices
-from hyperflexis.wire.framing import Frames, WireError, frame
+from hyperflexis.wire.framing import Framer, Frames, WireError
 from hyperflexis.wire.messages import (
     Configure,
     Failed,
@@ -215,6 +215,7 @@ class NativeAdapter(asyncio.Protocol):
         self._listener: Listener | None = listener
         self._loop = loop
         self._frames: Frames[FromInstance] = Frames(FromInstance)
+        self._framer = Framer()
         self._submits: list[Submit] = []
         self._cancels: list[int] = []
         self._flush_handle: asyncio.Handle | None = None
@@ -272,13 +273,13 @@ class NativeAdapter(asyncio.Protocol):
             self._flush_handle = None
         work = Work(self._submits, self._cancels)
         self._submits, self._cancels = [], []
-        self._send(frame(work))
+        self._send(self._framer.frame(work))
 
     def _say(self, message: ToInstance) -> None:
         """After all that was said before."""
         if self._submits:
             self._flush()
-        self._send(frame(message))
+        self._send(self._framer.frame(message))
 
     def _send(self, data: bytes) -> None:
         if self._transport is None:

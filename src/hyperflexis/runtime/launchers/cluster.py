@@ -43,7 +43,7 @@ from hyperflexis.runtime.launchers.ray_words import (
     ToBroker,
 )
 from hyperflexis.runtime.launchers.seating import Strategy
-from hyperflexis.wire.framing import Frames, frame
+from hyperflexis.wire.framing import Framer, Frames
 from hyperflexis.wire.messages import News, Ready, StepReport
 
 log = logging.getLogger(__name__)
@@ -404,6 +404,7 @@ class _Broker(asyncio.Protocol):
         self._hear: Callable[[FromBroker], None] | None = hear
         self._on_lost: Callable[[], None] | None = on_lost
         self._frames: Frames[FromBroker] = Frames(FromBroker)
+        self._framer = Framer()
         self._transport: asyncio.Transport | None = None
         self._unsent: list[bytes] = []
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -424,9 +425,9 @@ class _Broker(asyncio.Protocol):
 
     def say(self, message: ToBroker) -> None:
         if self._transport is None:
-            self._unsent.append(frame(message))
+            self._unsent.append(self._framer.frame(message))
         elif not self._transport.is_closing():
-            self._transport.write(frame(message))
+            self._transport.write(self._framer.frame(message))
 
     def leave(self) -> None:
         """Let it end; `on_lost` is called when it has."""

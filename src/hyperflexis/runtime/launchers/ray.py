@@ -39,7 +39,7 @@ from hyperflexis.runtime.launchers.ray_words import (
 )
 from hyperflexis.runtime.launchers.seating import Need, Node, choose
 from hyperflexis.runtime.launchers.steward import Steward
-from hyperflexis.wire.framing import Frames, frame
+from hyperflexis.wire.framing import Framer, Frames
 
 log = logging.getLogger(__name__)
 
@@ -364,7 +364,8 @@ def serve(sock: socket.socket) -> None:
 
 async def _serve(sock: socket.socket) -> None:
     reader, writer = await asyncio.open_unix_connection(sock=sock)
-    broker, frames = Broker(lambda message: writer.write(frame(message))), Frames[ToBroker](ToBroker)
+    frames, framer = Frames[ToBroker](ToBroker), Framer()
+    broker = Broker(lambda message: writer.write(framer.frame(message)))
     with contextlib.suppress(ConnectionError):  # It was closed while something was being said.
         while data := await reader.read(1 << 16):
             for message in frames.feed(data):
