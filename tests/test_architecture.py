@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "policies": {"core"},
     "wire": set(),
     "journal": {"core", "wire"},
+    "telemetry": {"core"},
     "sim": {"core", "policies", "wire"},
     "engine": {"wire"},
     "transfer": set(),
@@ -33,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "adapters.modelled": {"core", "wire", "adapters"},
     "vllm_plugin": {"core", "wire", "engine", "transfer", "adapters.native.arena_memory"},
     "runtime": {"core", "policies", "wire", "adapters"},
-    "gateway": {"core.slo", "wire"},
+    "gateway": {"core.slo", "wire", "telemetry.labels"},
     "bench": {"core.slo", "wire"},
     "dashboard": {"wire"},
 }

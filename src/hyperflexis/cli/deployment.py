@@ -23,7 +23,7 @@ from hyperflexis.cli.errors import OperatorError
 
 if TYPE_CHECKING:
     from hyperflexis.core.control import Policy as CorePolicy
-    from hyperflexis.core.fleet import FleetBounds, Range
+    from hyperflexis.core.fleet import FleetBounds, Prices, Range
     from hyperflexis.core.instance import Role
     from hyperflexis.core.slo import ServiceClass
     from hyperflexis.gateway.limits import Limits
@@ -220,6 +220,13 @@ class ClassSection(Section):
     """Whether what could not be kept is refused at once (429, with Retry-After) instead of served late."""
 
 
+class ServedClassSection(ClassSection):
+    """What is said of a service class where it is served, and not only simulated."""
+
+    attainment_min: float = Field(default=0.99, gt=0, lt=1)
+    """Share of its requests whose promises are to be kept; the error budget in /metrics is what is missing to 1."""
+
+
 class RaySection(Section):
     """Where instances run, and what they take there, with launcher ray."""
 
@@ -376,7 +383,7 @@ class Deployment(Section):
     """What one client, or all of them together, may take."""
     journal: JournalSection = JournalSection()
     """Where what happens and what is decided is written down, for `explain` and `replay`."""
-    classes: dict[ClassName, ClassSection] = Field(default_factory=dict)
+    classes: dict[ClassName, ServedClassSection] = Field(default_factory=dict)
     """Service classes by name: the promises and priority that their requests share."""
     default_class: str = DEFAULT_CLASS
     """Class of the requests that name none."""
@@ -457,7 +464,7 @@ class Deployment(Section):
     def fleet(self) -> FleetBounds:
         """The instances as the core knows them."""
         # Here, so that --help loads nothing of the core.
-        from hyperflexis.core.fleet import FleetBounds, Prices
+        from hyperflexis.core.fleet import FleetBounds
         from hyperflexis.core.instance import StartSource
 
         given = self.scaling
@@ -474,7 +481,7 @@ class Deployment(Section):
             )
         return FleetBounds(
             self._ranges(),
-            prices=Prices(given.prices.active_per_hour, given.prices.asleep_per_hour),
+            prices=self.prices(),
             cost_per_hour_max=math.inf if given.cost_per_hour_max is None else given.cost_per_hour_max,
             sources=sources,
             startup_s={
@@ -487,6 +494,13 @@ class Deployment(Section):
             start_timeout_s=given.start_timeout_s,
             is_dry=given.dry_run,
         )
+
+    def prices(self) -> Prices:
+        """What instances cost, whether or not their number follows demand."""
+        from hyperflexis.core.fleet import Prices  # here, so that --help loads nothing of the core
+
+        given = self.scaling.prices
+        return Prices(given.active_per_hour, given.asleep_per_hour)
 
     def _ranges(self) -> dict[Role, Range]:
         """By role, where the number of instances follows demand."""
@@ -545,8 +559,15 @@ class Deployment(Section):
 
     def service_classes(self) -> dict[str, ServiceClass]:
         """The classes as the core knows them, in seconds. "default" is always among them."""
-        named = {DEFAULT_CLASS: ClassSection(), **self.classes}
-        return {name: service_class(name, section) for name, section in named.items()}
+        return {name: service_class(name, section) for name, section in self._named_classes.items()}
+
+    def attainment_min(self) -> dict[str, float]:
+        """Of each class, the share of its requests whose promises are to be kept."""
+        return {name: section.attainment_min for name, section in self._named_classes.items()}
+
+    @property
+    def _named_classes(self) -> dict[str, ServedClassSection]:
+        return {DEFAULT_CLASS: ServedClassSection(), **self.classes}
 
     def gateway_limits(self) -> Limits:
         """The gateway's limits, those that are configured in its own units."""

@@ -36,6 +36,7 @@ from hyperflexis.runtime.launchers.cluster import RayLauncher, RaySpec
 from hyperflexis.runtime.launchers.local import LocalLauncher, LocalSpec
 from hyperflexis.runtime.launchers.vllm import VllmLauncher
 from hyperflexis.runtime.registry import Launcher
+from hyperflexis.telemetry.decisions import Decisions
 
 T = TypeVar("T")
 
@@ -219,17 +220,21 @@ async def _fleet(
 ) -> AsyncIterator[tuple[Driver, Gateway]]:
     """Driver and gateway, running: the port answers from here on, /ready says when requests may come."""
     control = ControlPlane(deployment.core_policy(), deployment.fleet(), deployment.limits.requests_max)
-    with _journal(deployment, control) as observe:
-        driver = Driver(control, engines.launcher, engines.block_tokens, observe=observe)
-        async with _gateway(deployment, entrance, engines, driver, control) as gateway:
+    decisions = Decisions(
+        deployment.service_classes(), deployment.attainment_min(), deployment.prices(), clock=time.monotonic
+    )
+    with _journal(deployment, control) as journal:
+        observers = (decisions.observe, *journal)
+        driver = Driver(control, engines.launcher, engines.block_tokens, observers=observers)
+        async with _gateway(deployment, entrance, engines, driver, control, decisions) as gateway:
             yield driver, gateway
 
 
 @contextlib.contextmanager
-def _journal(deployment: Deployment, control: ControlPlane) -> Iterator[Observer | None]:
+def _journal(deployment: Deployment, control: ControlPlane) -> Iterator[Sequence[Observer]]:
     """What is to see every event, if a journal is to be written."""
     if deployment.journal.path is None:
-        yield None
+        yield ()
         return
     header = recordings.header(
         deployment.spelled_policy,
@@ -241,12 +246,17 @@ def _journal(deployment: Deployment, control: ControlPlane) -> Iterator[Observer
     )
     folder = Path(deployment.journal.path).expanduser()
     with recordings.recording_live(folder, header, int(deployment.journal.size_mib_max * 2**20)) as recorder:
-        yield recorder.observe
+        yield (recorder.observe,)
 
 
 @contextlib.asynccontextmanager
 async def _gateway(
-    deployment: Deployment, entrance: Entrance, engines: _Engines, driver: Driver, control: ControlPlane
+    deployment: Deployment,
+    entrance: Entrance,
+    engines: _Engines,
+    driver: Driver,
+    control: ControlPlane,
+    decisions: Decisions,
 ) -> AsyncIterator[Gateway]:
     """The gateway, running, and the driver behind it."""
     limits = deployment.limits
@@ -269,6 +279,7 @@ async def _gateway(
         keys=entrance.keys,
         tls=entrance.tls,
         admin_address=None if deployment.admin.port is None else (deployment.admin.host, deployment.admin.port),
+        collectors=[decisions],
     )
     driver.start()
     try:

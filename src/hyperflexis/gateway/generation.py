@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from aiohttp import web
+from prometheus_client.registry import Collector
 
 from hyperflexis.gateway.answer import Answer, Format, Prompt, StreamedAnswer, WholeAnswer
 from hyperflexis.gateway.backend import Fleet, Offer, ServedModel
@@ -78,6 +79,7 @@ class Generation:
         limits: Limits,
         priority_max: int | None,
         allow_push: bool,
+        collectors: Sequence[Collector] = (),
     ) -> None:
         self._backend = backend
         self._offer = offer
@@ -91,7 +93,7 @@ class Generation:
         self._idle = asyncio.Event()
         self._idle.set()
         self.encoders = Encoders(limits.tokenizer_threads, limits.inline_chars_max)
-        self.metrics = Metrics(backend, lambda: self._requests)
+        self.metrics = Metrics(backend, lambda: self._requests, collectors)
         self.draining = False
 
     async def chat(self, request: web.Request, passage: Passage) -> web.StreamResponse:
