@@ -76,6 +76,13 @@ def server_url(text: str) -> str:
     return text.rstrip("/").removesuffix("/v1")
 
 
+def _collector(text: str) -> str:
+    try:
+        return server_url(text)
+    except ValueError:
+        raise ValueError("should be the address of a collector, such as http://127.0.0.1:4318") from None
+
+
 def _addresses(text: str) -> str:
     for each in text.split(","):
         host, _, port = each.strip().rpartition(":")
@@ -182,6 +189,15 @@ class TlsSection(Section):
     """PEM file of its private key, without a password."""
     client_ca_file: Line | None = None
     """PEM file of the authorities whose certificates clients have to show; null asks for none."""
+
+
+class TracingSection(Section):
+    """Where what happens to single requests is told, for OpenTelemetry."""
+
+    endpoint: Annotated[str, AfterValidator(_collector)] | None = None
+    """Collector of traces (OTLP over HTTP), as http://127.0.0.1:4318; null: OTEL_EXPORTER_OTLP_ENDPOINT, if set."""
+    sample_share: float = Field(default=1.0, ge=0, le=1)
+    """Of the requests whose clients do not say whether they are traced, the share that is."""
 
 
 class LimitsSection(Section):
@@ -383,6 +399,8 @@ class Deployment(Section):
     """What one client, or all of them together, may take."""
     journal: JournalSection = JournalSection()
     """Where what happens and what is decided is written down, for `explain` and `replay`."""
+    tracing: TracingSection = TracingSection()
+    """Where what happens to single requests is told, for OpenTelemetry."""
     classes: dict[ClassName, ServedClassSection] = Field(default_factory=dict)
     """Service classes by name: the promises and priority that their requests share."""
     default_class: str = DEFAULT_CLASS

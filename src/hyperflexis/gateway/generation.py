@@ -27,6 +27,7 @@ from hyperflexis.gateway.promises import Granted, grant
 from hyperflexis.gateway.quota import Passage
 from hyperflexis.gateway.stream import EventStream
 from hyperflexis.gateway.tokenizer import Encoders, TextCodec
+from hyperflexis.gateway.tracing import Trace, Tracer, passed_on
 from hyperflexis.gateway.validation import (
     Settings,
     chat_settings,
@@ -65,6 +66,10 @@ class Account:
     service_class: str = NO_CLASS
     code: int = 500
     answer: Answer | None = None
+    model: str = ""
+    trace: Trace | None = None
+    traceparent: str = ""
+    """For whoever traces behind us."""
 
 
 class Generation:
@@ -80,6 +85,7 @@ class Generation:
         priority_max: int | None,
         allow_push: bool,
         collectors: Sequence[Collector] = (),
+        tracer: Tracer | None = None,
     ) -> None:
         self._backend = backend
         self._offer = offer
@@ -88,6 +94,7 @@ class Generation:
         self._priority_max = priority_max
         self._allow_push = allow_push
         self._loop = asyncio.get_running_loop()
+        self._tracer = tracer
         self._live: set[Answer] = set()
         self._requests = 0
         self._idle = asyncio.Event()
@@ -107,7 +114,7 @@ class Generation:
     async def _serve(
         self, request: web.Request, passage: Passage, kind: type[B], ask: Callable[[B, Granted], Awaitable[Ask]]
     ) -> web.StreamResponse:
-        account = self._enter(passage)
+        account = self._enter(request, passage)
         try:
             body = await read_body(request, kind, self._limits)
             granted = self._grant(request, body, account)
@@ -118,10 +125,13 @@ class Generation:
         finally:
             self._leave(account)
 
-    def _enter(self, passage: Passage) -> Account:
+    def _enter(self, request: web.Request, passage: Passage) -> Account:
         self._requests += 1
         self._idle.clear()
-        return Account(passage)
+        if self._tracer is None:
+            return Account(passage, traceparent=passed_on(request.headers))
+        trace = self._tracer.begin(request.method, request.path, request.headers)
+        return Account(passage, trace=trace, traceparent=trace.traceparent)
 
     def _leave(self, account: Account) -> None:
         self._requests -= 1
@@ -133,6 +143,8 @@ class Generation:
             # Ended answers ignore this; for a client that left, it is what frees the engine.
             answer.cancel()
             account.passage.spend(answer.completion_tokens(), self._loop.time())
+        if account.trace is not None:
+            account.trace.end(account.code, _traced(account))
         if answer is None or not answer.finished or account.code != 200:
             self.metrics.account_refused(account.service_class, account.code)
             return
@@ -223,9 +235,11 @@ class Generation:
         return response
 
     def _begin(self, answer: Answer, ask: Ask, account: Account) -> None:
-        account.answer = answer
+        account.answer, account.model = answer, ask.model.name
         self._live.add(answer)
-        answer.submit(*_choices(answer, ask, self._codec))
+        if account.trace is not None:
+            account.trace.follow(ask.heading.answer_id)
+        answer.submit(*_choices(answer, ask, self._codec, account.traceparent))
 
     async def drain(self, timeout_s: float) -> bool:
         """Take no new requests; wait for those that run. Returns whether all of them ended in time."""
@@ -244,7 +258,9 @@ class Generation:
             answer.fail("The server is shutting down.")
 
 
-def _choices(answer: Answer, ask: Ask, codec: TextCodec) -> tuple[list[Choice], Sequence[GenerateRequest]]:
+def _choices(
+    answer: Answer, ask: Ask, codec: TextCodec, traceparent: str
+) -> tuple[list[Choice], Sequence[GenerateRequest]]:
     """The choices of an answer and what each of them asks of the backend, in the same order."""
     settings = ask.settings
     choices: list[Choice] = []
@@ -257,11 +273,11 @@ def _choices(answer: Answer, ask: Ask, codec: TextCodec) -> tuple[list[Choice], 
             text = codec.detokenizer(settings.skip_special_tokens, before)
             with_logprobs = settings.logprobs is not None
             choices.append(Choice(len(choices), text, settings.stopping, answer, with_logprobs=with_logprobs))
-            requests.append(_request(ask, prompt, max_tokens, sampling))
+            requests.append(_request(ask, prompt, max_tokens, sampling, traceparent))
     return choices, requests
 
 
-def _request(ask: Ask, prompt: Prompt, max_tokens: int, sampling: Sampling) -> GenerateRequest:
+def _request(ask: Ask, prompt: Prompt, max_tokens: int, sampling: Sampling, traceparent: str) -> GenerateRequest:
     granted = ask.granted
     return GenerateRequest(
         prompt=prompt.tokens,
@@ -275,7 +291,14 @@ def _request(ask: Ask, prompt: Prompt, max_tokens: int, sampling: Sampling) -> G
         e2e_s=granted.e2e_s,
         refuses_late=granted.refuses_late,
         name=ask.heading.answer_id,
+        traceparent=traceparent,
     )
+
+
+def _traced(account: Account) -> dict[str, str]:
+    """What a trace is told of a request beside its status."""
+    told = {"hyperflexis.class": account.service_class}
+    return {**told, "gen_ai.request.model": account.model} if account.model else told
 
 
 def _heading(prefix: str, model: ServedModel, granted: Granted, settings: Settings) -> Heading:

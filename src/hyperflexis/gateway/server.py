@@ -33,6 +33,7 @@ from hyperflexis.gateway.openai_types import AttachBody, DetokenizeBody, Tokeniz
 from hyperflexis.gateway.openapi import describe
 from hyperflexis.gateway.quota import Passage
 from hyperflexis.gateway.tokenizer import TextCodec
+from hyperflexis.gateway.tracing import Tracer
 from hyperflexis.gateway.validation import check_ids, pick_model
 
 log = logging.getLogger("hyperflexis.gateway")
@@ -59,6 +60,7 @@ class Gateway:
         tls: ssl.SSLContext | None = None,
         admin_address: tuple[str, int] | None = None,
         collectors: Sequence[Collector] = (),
+        tracer: Tracer | None = None,
     ) -> None:
         """Prepare; nothing listens before `start`.
 
@@ -74,6 +76,7 @@ class Gateway:
             priority_max: The highest priority that clients get by asking for a number.
             membership: What attaches and detaches instances for whoever asks; None: nobody may.
             collectors: What else `/metrics` shows.
+            tracer: Who traces requests; None: nobody does.
             allow_push: False sends every event through aiohttp, one task wake each.
             keys: Who may ask, and for what; None: whoever reaches it.
             tls: With what connections are encrypted; None: not at all.
@@ -91,6 +94,7 @@ class Gateway:
         self._allow_push = allow_push
         self._membership = membership
         self._collectors = collectors
+        self._tracer = tracer
         self._codec: TextCodec
         self._generation: Generation
         addresses = [(host, port)] if admin_address is None else [(host, port), admin_address]
@@ -125,6 +129,7 @@ class Gateway:
             priority_max=self._priority_max,
             allow_push=self._allow_push,
             collectors=self._collectors,
+            tracer=self._tracer,
         )
         try:
             self.ports = [await listener.start() for listener in self._listeners]
