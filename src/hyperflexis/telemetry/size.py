@@ -36,7 +36,9 @@ class Size:
             ("source", "role", "reason"),
         )
         self.switches = Tally("hyperflexis_role_switches", "Instances given another role.", ("role", "reason"))
-        self.drains = Tally("hyperflexis_drains", "Instances told to take no new work.", ("reason",))
+        self.drains = Tally(
+            "hyperflexis_drains", "Instances told to take no new work, as the fleet was too large.", ("reason",)
+        )
         self.stops = Tally("hyperflexis_stops", "Instances ended.", ("reason",))
         self.losses = Tally("hyperflexis_losses", "Instances lost, by the state that they were in.", ("state",))
         self._start_s = Histogram(
