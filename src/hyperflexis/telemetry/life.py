@@ -202,4 +202,4 @@ def _abandoned(life: Life, now: float, command: Abandon) -> None:
 
 
 def _told(reason: Reason) -> Told:
-    return {"reason": reason.why.value, **dict(reason.numbers)}
+    return {"reason": reason.why.value, **{name: float(number) for name, number in reason.numbers}}

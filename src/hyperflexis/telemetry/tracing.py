@@ -49,7 +49,7 @@ class Tracing:
         self._provider.add_span_processor(processor)
         self._tracer = self._provider.get_tracer("hyperflexis", __version__)
         self._propagator = TraceContextTextMapPropagator()
-        self._clock = clock
+        self.clock = clock
         self.lives = Lives()
 
     def begin(self, method: str, route: str, headers: Mapping[str, str]) -> RequestTrace:
@@ -60,7 +60,7 @@ class Tracing:
             kind=SpanKind.SERVER,
             attributes={"http.request.method": method, "http.route": route},
         )
-        return RequestTrace(self, span, time.time_ns() - round(self._clock() * 1e9))
+        return RequestTrace(self, span, time.time_ns() - round(self.clock() * 1e9))
 
     def close(self) -> None:
         """Send what was not sent yet; a collector that does not answer is not waited for."""
@@ -118,7 +118,7 @@ class RequestTrace:
         span = tracing.span("request", self._unix_ns(life.arrived_s), self._span, told)
         for moment in life.moments:
             span.add_event(moment.name, _named(moment.told), self._unix_ns(moment.at_s))
-        ended_s = life.arrived_s if life.ended_s is None else life.ended_s
+        ended_s = tracing.clock() if life.ended_s is None else life.ended_s
         for phase in life.phases:
             inner = tracing.span(phase.name, self._unix_ns(phase.begin_s), span, _named(phase.told))
             inner.end(self._unix_ns(ended_s if phase.end_s is None else phase.end_s))
