@@ -49,5 +49,6 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_endpoint_is_an_address() -> None:
+    assert TracingSection(endpoint="http://here:4318/v1/traces").endpoint == "http://here:4318"
     with pytest.raises(ValueError, match="address of a collector"):
         TracingSection(endpoint="localhost:4318")

@@ -78,7 +78,7 @@ def server_url(text: str) -> str:
 
 def _collector(text: str) -> str:
     try:
-        return server_url(text)
+        return server_url(text.rstrip("/").removesuffix("/v1/traces"))
     except ValueError:
         raise ValueError("should be the address of a collector, such as http://127.0.0.1:4318") from None
 

@@ -126,12 +126,14 @@ class Generation:
             self._leave(account)
 
     def _enter(self, request: web.Request, passage: Passage) -> Account:
+        if self._tracer is None:
+            account = Account(passage, traceparent=passed_on(request.headers))
+        else:
+            trace = self._tracer.begin(request.method, request.path, request.headers)
+            account = Account(passage, trace=trace, traceparent=trace.traceparent)
         self._requests += 1
         self._idle.clear()
-        if self._tracer is None:
-            return Account(passage, traceparent=passed_on(request.headers))
-        trace = self._tracer.begin(request.method, request.path, request.headers)
-        return Account(passage, trace=trace, traceparent=trace.traceparent)
+        return account
 
     def _leave(self, account: Account) -> None:
         self._requests -= 1

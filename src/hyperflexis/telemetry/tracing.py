@@ -7,6 +7,7 @@ the client's header says; without one, chance by the share that was asked for.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.environment_variables import OTEL_SERVICE_NAME
 from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -41,9 +43,10 @@ class Tracing:
         self, processor: SpanProcessor, *, sample_share: float = 1.0, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """`clock` is the driver's."""
+        name = os.environ.get(OTEL_SERVICE_NAME) or "hyperflexis"
         self._provider = TracerProvider(
             sampler=ParentBased(TraceIdRatioBased(sample_share)),
-            resource=Resource.create({SERVICE_NAME: "hyperflexis", SERVICE_VERSION: __version__}),
+            resource=Resource.create({SERVICE_NAME: name, SERVICE_VERSION: __version__}),
             shutdown_on_exit=False,
         )
         self._provider.add_span_processor(processor)
