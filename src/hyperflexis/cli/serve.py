@@ -224,7 +224,7 @@ async def _fleet(
     control = ControlPlane(deployment.core_policy(), deployment.fleet(), deployment.limits.requests_max)
     with _watch(deployment, control) as watch:
         driver = Driver(control, engines.launcher, engines.block_tokens, observers=watch.observers)
-        async with _gateway(deployment, entrance, engines, driver, control, watch) as gateway:
+        async with _gateway(deployment, entrance, engines, driver, control, watch=watch) as gateway:
             yield driver, gateway
 
 
@@ -272,6 +272,7 @@ async def _gateway(
     engines: _Engines,
     driver: Driver,
     control: ControlPlane,
+    *,
     watch: _Watch,
 ) -> AsyncIterator[Gateway]:
     """The gateway, running, and the driver behind it."""
