@@ -25,7 +25,7 @@ setup: $(INSTALLED) ## Make .venv with everything that serving and the tests nee
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; say which with PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[engine,ray,test]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[engine,otel,ray,test]'
 	@touch $@
 
 serve: setup ## Serve MODEL (default: the demo model) on PORT, with ARGS

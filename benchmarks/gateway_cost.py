@@ -61,7 +61,7 @@ async def serve_ours(tokens: list[int], journal: Path | None = None) -> None:
     from hyperflexis.journal.parts import Parts
     from hyperflexis.journal.recorder import LiveRecorder, Recorder
     from hyperflexis.policies import create
-    from hyperflexis.runtime.driver import Driver
+    from hyperflexis.runtime.driver import Driver, Observer
 
     class StandIns:
         def launch(self, instance_id: int, role: Role, listener: Listener) -> Adapter:
@@ -79,12 +79,13 @@ async def serve_ours(tokens: list[int], journal: Path | None = None) -> None:
             return adapter
 
     control = ControlPlane(create("hyperflexis", 2048), FleetBounds.fixed(2))
-    observe, threads = None, ""
+    observers, threads = list[Observer](), ""
     if journal is not None:
         header = recordings.header("hyperflexis", 2048, control, (), wall_s=time.time(), origin_s=time.monotonic())
         recorder = LiveRecorder(Recorder(Parts(journal, 1 << 30), header))
-        observe, threads = recorder.observe, f" {recorder.thread_id}"
-    driver = Driver(control, StandIns(), 16, observe=observe)
+        observers.append(recorder.observe)
+        threads = f" {recorder.thread_id}"
+    driver = Driver(control, StandIns(), 16, observers=observers)
     driver.start()
     await driver.wait_until(lambda: driver.ready_instances == 2)
     gateway = Gateway(

@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "policies": {"core"},
     "wire": set(),
     "journal": {"core", "wire"},
+    "telemetry": {"core"},
     "sim": {"core", "policies", "wire"},
     "engine": {"wire"},
     "transfer": set(),
@@ -33,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "adapters.modelled": {"core", "wire", "adapters"},
     "vllm_plugin": {"core", "wire", "engine", "transfer", "adapters.native.arena_memory"},
     "runtime": {"core", "policies", "wire", "adapters"},
-    "gateway": {"core.slo", "wire"},
+    "gateway": {"core.slo", "wire", "telemetry.labels"},
     "bench": {"sim.job"},
     "dashboard": {"wire"},
 }
@@ -51,6 +52,7 @@ ONLY_IN: dict[str, set[str]] = {
     "ray": {"runtime.launchers.ray"},
     "aiohttp": {"gateway", "bench", "dashboard", "adapters.vllm", "cli"},
     "httptools": {"adapters.vllm"},
+    "opentelemetry": {"telemetry.tracing"},
     "starlette": set(),
     "transformers": set(),
     "pydantic": {"cli"},
@@ -215,7 +217,7 @@ def test_import_loads_no_engine(name: str) -> None:
     """Processes that compute nothing must not pay for, or depend on, what computes."""
     if not _exists(name):
         pytest.skip(f"{name} does not exist")
-    heavy = ("torch", "transformers", "ray", "vllm", "nixl")
+    heavy = ("torch", "transformers", "ray", "vllm", "nixl", "opentelemetry")
     code = f"import sys, {name}; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")

@@ -38,6 +38,14 @@ def test_every_target_that_is_allowed_makes_a_promise(limit_ms: float) -> None:
     assert deployment.service_classes()["a"].slo.ttft_s == limit_ms / 1000
 
 
+def test_every_class_says_what_share_of_it_is_to_be_kept() -> None:
+    deployment = Deployment.model_validate({"classes": {"batch": {"e2e_ms": 60_000, "attainment_min": 0.9}}})
+    assert deployment.attainment_min() == {"default": 0.99, "batch": 0.9}
+    for share in (0.0, 1.0):
+        with pytest.raises(ValidationError):
+            Deployment.model_validate({"classes": {"batch": {"attainment_min": share}}})
+
+
 def test_default_class_must_exist() -> None:
     assert Deployment.model_validate({"classes": {"a": {}}, "default_class": "a"}).default_class == "a"
     with pytest.raises(ValidationError, match="one of the classes: a, default"):

@@ -111,7 +111,7 @@ async def _live(folder: Path, text: str, moving: fleets.Moving, bounds: FleetBou
     ways = Ways(copy_fault=lambda *_: "torn" if rng.random() < 0.1 else "")
     launcher = ModelledLauncher(blocks=120, seqs_max=8, ways=ways, failing=lambda ordinal: ordinal % 4 == 3)
     with recorder(folder, header) as made:
-        world = LiveWorld(policy=policy, fleet=bounds, requests_max=30, launcher=launcher, observe=made.observe)
+        world = LiveWorld(policy=policy, fleet=bounds, requests_max=30, launcher=launcher, observers=[made.observe])
         with world:
             await world.ready()
             for number in range(120):

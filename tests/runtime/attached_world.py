@@ -18,7 +18,7 @@ from hyperflexis.core.control import Policy
 from hyperflexis.core.fleet import FleetBounds
 from hyperflexis.core.instance import Role
 from hyperflexis.policies import create
-from hyperflexis.runtime.driver import Driver
+from hyperflexis.runtime.driver import Driver, Observer
 from hyperflexis.runtime.launchers.attached import AttachedLauncher, AttachSpec, Target
 from runtime.live_world import CheckedControlPlane, Client, generate
 
@@ -70,6 +70,7 @@ class AttachedWorld:
         roles: Sequence[Role] = (),
         policy: Policy | None = None,
         begins: bool = True,
+        observers: Sequence[Observer] = (),
         **spec: Any,
     ) -> None:
         traits = [TRAITS] * servers if isinstance(servers, int) else servers
@@ -77,6 +78,7 @@ class AttachedWorld:
         self._roles = [*roles, *[Role.MIXED] * (len(traits) - len(roles))]
         self._policy = policy or create("hyperflexis", 2048)
         self._begins = begins
+        self._observers = observers
         self._spec = spec
         self.clients: list[StandInClient] = []
         self.accidents: list[str] = []
@@ -100,7 +102,7 @@ class AttachedWorld:
         bounds = FleetBounds.fixed(len(targets), self._roles, launch_attempts_max=1 << 30, launch_backoff_s=0.05)
         self.control = CheckedControlPlane(self._policy, bounds)
         self.control.journal = []
-        self.driver = Driver(self.control, self.launcher, self.launcher.block_tokens)
+        self.driver = Driver(self.control, self.launcher, self.launcher.block_tokens, observers=self._observers)
         self.driver.start()
 
     async def __aexit__(self, *_: object) -> None:

@@ -180,7 +180,7 @@ class World:
         policy: str | Policy = "hyperflexis",
         fleet: FleetBounds | None = None,
         launcher: ModelledLauncher | None = None,
-        observe: Observer | None = None,
+        observers: Sequence[Observer] = (),
     ) -> None:
         self.loop = asyncio.get_running_loop()
         fleet = fleet or FleetBounds.fixed(instances)
@@ -188,7 +188,7 @@ class World:
         self.control = CheckedControlPlane(made, fleet, requests_max)
         self.control.journal = []
         self.launcher = launcher or ModelledLauncher()
-        self.driver = Driver(self.control, self.launcher, BLOCK_TOKENS, clock=self.loop.time, observe=observe)
+        self.driver = Driver(self.control, self.launcher, BLOCK_TOKENS, clock=self.loop.time, observers=observers)
         self.clients: list[Client] = []
         self.accidents: list[str] = []
         """What was raised in callbacks, of which asyncio makes no more than a line of log."""

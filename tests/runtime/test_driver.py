@@ -65,7 +65,7 @@ async def test_prefix_that_is_there_already_is_said_at_the_end() -> None:
 @virtual
 async def test_observer_sees_every_event_with_its_commands_and_the_name_of_what_arrives() -> None:
     seen: list[tuple[float, Event, list[Command], str]] = []
-    with World(instances=1, observe=lambda *line: seen.append(line)) as world:
+    with World(instances=1, observers=[lambda *line: seen.append(line)]) as world:
         await world.submit(20, 3, name="cmpl-1").ended()
         await world.settle()
         told = [
@@ -81,7 +81,7 @@ async def test_observer_sees_every_event_with_its_commands_and_the_name_of_what_
 @virtual
 async def test_observer_sees_what_the_control_plane_fails_at() -> None:
     seen: list[tuple[float, Event, list[Command], str]] = []
-    with World(instances=1, observe=lambda *line: seen.append(line)) as world:
+    with World(instances=1, observers=[lambda *line: seen.append(line)]) as world:
         await world.ready()
         with pytest.raises(KeyError):
             world.driver._feed(InstanceLost(99))

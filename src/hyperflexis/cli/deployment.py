@@ -23,7 +23,7 @@ from hyperflexis.cli.errors import OperatorError
 
 if TYPE_CHECKING:
     from hyperflexis.core.control import Policy as CorePolicy
-    from hyperflexis.core.fleet import FleetBounds, Range
+    from hyperflexis.core.fleet import FleetBounds, Prices, Range
     from hyperflexis.core.instance import Role
     from hyperflexis.core.slo import ServiceClass
     from hyperflexis.gateway.limits import Limits
@@ -74,6 +74,13 @@ def server_url(text: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise ValueError("should be the address of a server, such as http://10.0.0.2:8000")
     return text.rstrip("/").removesuffix("/v1")
+
+
+def _collector(text: str) -> str:
+    try:
+        return server_url(text.rstrip("/").removesuffix("/v1/traces"))
+    except ValueError:
+        raise ValueError("should be the address of a collector, such as http://127.0.0.1:4318") from None
 
 
 def _addresses(text: str) -> str:
@@ -184,6 +191,15 @@ class TlsSection(Section):
     """PEM file of the authorities whose certificates clients have to show; null asks for none."""
 
 
+class TracingSection(Section):
+    """Where what happens to single requests is told, for OpenTelemetry."""
+
+    endpoint: Annotated[str, AfterValidator(_collector)] | None = None
+    """Collector of traces (OTLP over HTTP), as http://127.0.0.1:4318; null: OTEL_EXPORTER_OTLP_ENDPOINT, if set."""
+    sample_share: float = Field(default=1.0, ge=0, le=1)
+    """Of the requests whose clients do not say whether they are traced, the share that is."""
+
+
 class LimitsSection(Section):
     """What one client, or all of them together, may take."""
 
@@ -218,6 +234,13 @@ class ClassSection(Section):
     """Higher is more important: where not all promises can be kept, those of higher priority are."""
     refuse_late: bool = False
     """Whether what could not be kept is refused at once (429, with Retry-After) instead of served late."""
+
+
+class ServedClassSection(ClassSection):
+    """What is said of a service class where it is served, and not only simulated."""
+
+    attainment_min: float = Field(default=0.99, gt=0, lt=1)
+    """Share of its requests whose promises are to be kept; the error budget in /metrics is what is missing to 1."""
 
 
 class RaySection(Section):
@@ -376,7 +399,9 @@ class Deployment(Section):
     """What one client, or all of them together, may take."""
     journal: JournalSection = JournalSection()
     """Where what happens and what is decided is written down, for `explain` and `replay`."""
-    classes: dict[ClassName, ClassSection] = Field(default_factory=dict)
+    tracing: TracingSection = TracingSection()
+    """Where what happens to single requests is told, for OpenTelemetry."""
+    classes: dict[ClassName, ServedClassSection] = Field(default_factory=dict)
     """Service classes by name: the promises and priority that their requests share."""
     default_class: str = DEFAULT_CLASS
     """Class of the requests that name none."""
@@ -457,7 +482,7 @@ class Deployment(Section):
     def fleet(self) -> FleetBounds:
         """The instances as the core knows them."""
         # Here, so that --help loads nothing of the core.
-        from hyperflexis.core.fleet import FleetBounds, Prices
+        from hyperflexis.core.fleet import FleetBounds
         from hyperflexis.core.instance import StartSource
 
         given = self.scaling
@@ -474,7 +499,7 @@ class Deployment(Section):
             )
         return FleetBounds(
             self._ranges(),
-            prices=Prices(given.prices.active_per_hour, given.prices.asleep_per_hour),
+            prices=self.prices(),
             cost_per_hour_max=math.inf if given.cost_per_hour_max is None else given.cost_per_hour_max,
             sources=sources,
             startup_s={
@@ -487,6 +512,13 @@ class Deployment(Section):
             start_timeout_s=given.start_timeout_s,
             is_dry=given.dry_run,
         )
+
+    def prices(self) -> Prices:
+        """What instances cost, whether or not their number follows demand."""
+        from hyperflexis.core.fleet import Prices  # here, so that --help loads nothing of the core
+
+        given = self.scaling.prices
+        return Prices(given.active_per_hour, given.asleep_per_hour)
 
     def _ranges(self) -> dict[Role, Range]:
         """By role, where the number of instances follows demand."""
@@ -545,8 +577,15 @@ class Deployment(Section):
 
     def service_classes(self) -> dict[str, ServiceClass]:
         """The classes as the core knows them, in seconds. "default" is always among them."""
-        named = {DEFAULT_CLASS: ClassSection(), **self.classes}
-        return {name: service_class(name, section) for name, section in named.items()}
+        return {name: service_class(name, section) for name, section in self._named_classes.items()}
+
+    def attainment_min(self) -> dict[str, float]:
+        """Of each class, the share of its requests whose promises are to be kept."""
+        return {name: section.attainment_min for name, section in self._named_classes.items()}
+
+    @property
+    def _named_classes(self) -> dict[str, ServedClassSection]:
+        return {DEFAULT_CLASS: ServedClassSection(), **self.classes}
 
     def gateway_limits(self) -> Limits:
         """The gateway's limits, those that are configured in its own units."""

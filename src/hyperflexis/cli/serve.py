@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import uvloop
+from prometheus_client.registry import Collector
 
 from hyperflexis.adapters.native.host import StartError as EngineStartError
-from hyperflexis.cli import recordings
+from hyperflexis.cli import recordings, traces
 from hyperflexis.cli.attached import AttachedFleet, attach_spec, roles_of, serve_spec
 from hyperflexis.cli.checkpoint import model_directory
 from hyperflexis.cli.deployment import Deployment
@@ -30,12 +31,14 @@ from hyperflexis.core.control import ControlPlane
 from hyperflexis.gateway.backend import ServedModel
 from hyperflexis.gateway.server import Gateway
 from hyperflexis.gateway.tokenizer import TextCodec, TokenizerError
+from hyperflexis.gateway.tracing import Tracer
 from hyperflexis.runtime.driver import Driver, Observer
 from hyperflexis.runtime.launchers.attached import OTHERS_S, AttachedLauncher, AttachError
 from hyperflexis.runtime.launchers.cluster import RayLauncher, RaySpec
 from hyperflexis.runtime.launchers.local import LocalLauncher, LocalSpec
 from hyperflexis.runtime.launchers.vllm import VllmLauncher
 from hyperflexis.runtime.registry import Launcher
+from hyperflexis.telemetry.decisions import Decisions
 
 T = TypeVar("T")
 
@@ -219,17 +222,35 @@ async def _fleet(
 ) -> AsyncIterator[tuple[Driver, Gateway]]:
     """Driver and gateway, running: the port answers from here on, /ready says when requests may come."""
     control = ControlPlane(deployment.core_policy(), deployment.fleet(), deployment.limits.requests_max)
-    with _journal(deployment, control) as observe:
-        driver = Driver(control, engines.launcher, engines.block_tokens, observe=observe)
-        async with _gateway(deployment, entrance, engines, driver, control) as gateway:
+    with _watch(deployment, control) as watch:
+        driver = Driver(control, engines.launcher, engines.block_tokens, observers=watch.observers)
+        async with _gateway(deployment, entrance, engines, driver, control, watch=watch) as gateway:
             yield driver, gateway
 
 
+class _Watch(NamedTuple):
+    """Who looks on: at every event and decision, at what `/metrics` shows, at single requests."""
+
+    observers: Sequence[Observer]
+    collectors: Sequence[Collector]
+    tracer: Tracer | None
+
+
 @contextlib.contextmanager
-def _journal(deployment: Deployment, control: ControlPlane) -> Iterator[Observer | None]:
+def _watch(deployment: Deployment, control: ControlPlane) -> Iterator[_Watch]:
+    decisions = Decisions(
+        deployment.service_classes(), deployment.attainment_min(), deployment.prices(), clock=time.monotonic
+    )
+    with _journal(deployment, control) as journal, traces.tracing(deployment) as tracing:
+        lives = () if tracing is None else (tracing.lives.observe,)
+        yield _Watch((decisions.observe, *journal, *lives), [decisions], tracing)
+
+
+@contextlib.contextmanager
+def _journal(deployment: Deployment, control: ControlPlane) -> Iterator[Sequence[Observer]]:
     """What is to see every event, if a journal is to be written."""
     if deployment.journal.path is None:
-        yield None
+        yield ()
         return
     header = recordings.header(
         deployment.spelled_policy,
@@ -241,12 +262,18 @@ def _journal(deployment: Deployment, control: ControlPlane) -> Iterator[Observer
     )
     folder = Path(deployment.journal.path).expanduser()
     with recordings.recording_live(folder, header, int(deployment.journal.size_mib_max * 2**20)) as recorder:
-        yield recorder.observe
+        yield (recorder.observe,)
 
 
 @contextlib.asynccontextmanager
 async def _gateway(
-    deployment: Deployment, entrance: Entrance, engines: _Engines, driver: Driver, control: ControlPlane
+    deployment: Deployment,
+    entrance: Entrance,
+    engines: _Engines,
+    driver: Driver,
+    control: ControlPlane,
+    *,
+    watch: _Watch,
 ) -> AsyncIterator[Gateway]:
     """The gateway, running, and the driver behind it."""
     limits = deployment.limits
@@ -269,6 +296,8 @@ async def _gateway(
         keys=entrance.keys,
         tls=entrance.tls,
         admin_address=None if deployment.admin.port is None else (deployment.admin.host, deployment.admin.port),
+        collectors=watch.collectors,
+        tracer=watch.tracer,
     )
     driver.start()
     try:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from aiohttp import web
+from prometheus_client.registry import Collector
 
 from hyperflexis.gateway.answer import Answer, Format, Prompt, StreamedAnswer, WholeAnswer
 from hyperflexis.gateway.backend import Fleet, Offer, ServedModel
@@ -26,6 +27,7 @@ from hyperflexis.gateway.promises import Granted, grant
 from hyperflexis.gateway.quota import Passage
 from hyperflexis.gateway.stream import EventStream
 from hyperflexis.gateway.tokenizer import Encoders, TextCodec
+from hyperflexis.gateway.tracing import Trace, Tracer, passed_on
 from hyperflexis.gateway.validation import (
     Settings,
     chat_settings,
@@ -64,6 +66,10 @@ class Account:
     service_class: str = NO_CLASS
     code: int = 500
     answer: Answer | None = None
+    model: str = ""
+    trace: Trace | None = None
+    traceparent: str = ""
+    """For whoever traces behind us."""
 
 
 class Generation:
@@ -78,6 +84,8 @@ class Generation:
         limits: Limits,
         priority_max: int | None,
         allow_push: bool,
+        collectors: Sequence[Collector] = (),
+        tracer: Tracer | None = None,
     ) -> None:
         self._backend = backend
         self._offer = offer
@@ -86,12 +94,13 @@ class Generation:
         self._priority_max = priority_max
         self._allow_push = allow_push
         self._loop = asyncio.get_running_loop()
+        self._tracer = tracer
         self._live: set[Answer] = set()
         self._requests = 0
         self._idle = asyncio.Event()
         self._idle.set()
         self.encoders = Encoders(limits.tokenizer_threads, limits.inline_chars_max)
-        self.metrics = Metrics(backend, lambda: self._requests)
+        self.metrics = Metrics(backend, lambda: self._requests, collectors)
         self.draining = False
 
     async def chat(self, request: web.Request, passage: Passage) -> web.StreamResponse:
@@ -105,7 +114,7 @@ class Generation:
     async def _serve(
         self, request: web.Request, passage: Passage, kind: type[B], ask: Callable[[B, Granted], Awaitable[Ask]]
     ) -> web.StreamResponse:
-        account = self._enter(passage)
+        account = self._enter(request, passage)
         try:
             body = await read_body(request, kind, self._limits)
             granted = self._grant(request, body, account)
@@ -116,10 +125,15 @@ class Generation:
         finally:
             self._leave(account)
 
-    def _enter(self, passage: Passage) -> Account:
+    def _enter(self, request: web.Request, passage: Passage) -> Account:
+        if self._tracer is None:
+            account = Account(passage, traceparent=passed_on(request.headers))
+        else:
+            trace = self._tracer.begin(request.method, request.path, request.headers)
+            account = Account(passage, trace=trace, traceparent=trace.traceparent)
         self._requests += 1
         self._idle.clear()
-        return Account(passage)
+        return account
 
     def _leave(self, account: Account) -> None:
         self._requests -= 1
@@ -131,6 +145,8 @@ class Generation:
             # Ended answers ignore this; for a client that left, it is what frees the engine.
             answer.cancel()
             account.passage.spend(answer.completion_tokens(), self._loop.time())
+        if account.trace is not None:
+            account.trace.end(account.code, _traced(account))
         if answer is None or not answer.finished or account.code != 200:
             self.metrics.account_refused(account.service_class, account.code)
             return
@@ -221,9 +237,11 @@ class Generation:
         return response
 
     def _begin(self, answer: Answer, ask: Ask, account: Account) -> None:
-        account.answer = answer
+        account.answer, account.model = answer, ask.model.name
         self._live.add(answer)
-        answer.submit(*_choices(answer, ask, self._codec))
+        if account.trace is not None:
+            account.trace.follow(ask.heading.answer_id)
+        answer.submit(*_choices(answer, ask, self._codec, account.traceparent))
 
     async def drain(self, timeout_s: float) -> bool:
         """Take no new requests; wait for those that run. Returns whether all of them ended in time."""
@@ -242,7 +260,9 @@ class Generation:
             answer.fail("The server is shutting down.")
 
 
-def _choices(answer: Answer, ask: Ask, codec: TextCodec) -> tuple[list[Choice], Sequence[GenerateRequest]]:
+def _choices(
+    answer: Answer, ask: Ask, codec: TextCodec, traceparent: str
+) -> tuple[list[Choice], Sequence[GenerateRequest]]:
     """The choices of an answer and what each of them asks of the backend, in the same order."""
     settings = ask.settings
     choices: list[Choice] = []
@@ -255,11 +275,11 @@ def _choices(answer: Answer, ask: Ask, codec: TextCodec) -> tuple[list[Choice], 
             text = codec.detokenizer(settings.skip_special_tokens, before)
             with_logprobs = settings.logprobs is not None
             choices.append(Choice(len(choices), text, settings.stopping, answer, with_logprobs=with_logprobs))
-            requests.append(_request(ask, prompt, max_tokens, sampling))
+            requests.append(_request(ask, prompt, max_tokens, sampling, traceparent))
     return choices, requests
 
 
-def _request(ask: Ask, prompt: Prompt, max_tokens: int, sampling: Sampling) -> GenerateRequest:
+def _request(ask: Ask, prompt: Prompt, max_tokens: int, sampling: Sampling, traceparent: str) -> GenerateRequest:
     granted = ask.granted
     return GenerateRequest(
         prompt=prompt.tokens,
@@ -273,7 +293,14 @@ def _request(ask: Ask, prompt: Prompt, max_tokens: int, sampling: Sampling) -> G
         e2e_s=granted.e2e_s,
         refuses_late=granted.refuses_late,
         name=ask.heading.answer_id,
+        traceparent=traceparent,
     )
+
+
+def _traced(account: Account) -> dict[str, str]:
+    """What a trace is told of a request beside its status."""
+    told = {"hyperflexis.class": account.service_class}
+    return {**told, "gen_ai.request.model": account.model} if account.model else told
 
 
 def _heading(prefix: str, model: ServedModel, granted: Granted, settings: Settings) -> Heading:

@@ -1,7 +1,7 @@
 """What `/metrics` shows: promises kept and broken, times, tokens, and the instances as they are now.
 
 Everything about a request is accounted once, at its end. Labels are service classes and status codes, never what a
-client wrote.
+client wrote. What was decided meanwhile is counted elsewhere, and shown here too.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from hyperflexis.core.slo import Verdict
 from hyperflexis.gateway.backend import Fleet
+from hyperflexis.telemetry.labels import Capped
 
 NO_CLASS = "none"
 """For requests that failed before their class was known."""
@@ -28,8 +29,9 @@ _E2E_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0,
 class Metrics:
     """The gateway's own registry; several gateways in one process do not meet in it."""
 
-    def __init__(self, backend: Fleet, in_flight: Callable[[], int]) -> None:
+    def __init__(self, backend: Fleet, in_flight: Callable[[], int], others: Iterable[Collector] = ()) -> None:
         self.registry = CollectorRegistry()
+        self._label = Capped()
         registry, by_class = self.registry, ("class",)
         self._requests = Counter(
             "hyperflexis_requests", "Generation requests answered.", ("class", "code"), registry=registry
@@ -43,9 +45,23 @@ class Metrics:
         self._e2e = Histogram(
             "hyperflexis_e2e_seconds", "Arrival to last token.", by_class, buckets=_E2E_S, registry=registry
         )
-        self._predicted = Histogram(
+        self._predicted_ttft = Histogram(
             "hyperflexis_predicted_ttft_seconds",
             "Time to first token as predicted at dispatch.",
+            by_class,
+            buckets=_TTFT_S,
+            registry=registry,
+        )
+        self._predicted_tpot = Histogram(
+            "hyperflexis_predicted_tpot_seconds",
+            "Time per output token as predicted at dispatch.",
+            by_class,
+            buckets=_TPOT_S,
+            registry=registry,
+        )
+        self._queued = Histogram(
+            "hyperflexis_queue_seconds",
+            "Arrival to the beginning of the prefill.",
             by_class,
             buckets=_TTFT_S,
             registry=registry,
@@ -61,6 +77,8 @@ class Metrics:
         live = Gauge("hyperflexis_requests_in_flight", "Generation requests being answered.", registry=registry)
         live.set_function(in_flight)
         registry.register(_Instances(backend))
+        for other in others:
+            registry.register(other)
 
     def expose(self) -> bytes:
         """The exposition text."""
@@ -68,7 +86,7 @@ class Metrics:
 
     def account_refused(self, service_class: str, code: int) -> None:
         """Count a request that brought no answer."""
-        self._requests.labels(service_class, str(code)).inc()
+        self._requests.labels(self._label(service_class), str(code)).inc()
 
     def account_served(
         self, service_class: str, prompt_tokens: int, completion_tokens: int, verdicts: Sequence[Verdict]
@@ -76,7 +94,7 @@ class Metrics:
         """Count a request that was answered in full."""
         of_class = self._by_class.get(service_class)
         if of_class is None:
-            of_class = self._by_class[service_class] = self._children(service_class)
+            of_class = self._by_class[service_class] = self._children(self._label(service_class))
         of_class.served.inc()
         of_class.prompt_tokens.inc(prompt_tokens)
         of_class.completion_tokens.inc(completion_tokens)
@@ -91,7 +109,9 @@ class Metrics:
             ttft=self._ttft.labels(service_class),
             tpot=self._tpot.labels(service_class),
             e2e=self._e2e.labels(service_class),
-            predicted=self._predicted.labels(service_class),
+            queued=self._queued.labels(service_class),
+            predicted_ttft=self._predicted_ttft.labels(service_class),
+            predicted_tpot=self._predicted_tpot.labels(service_class),
             attained={slo: self._attained.labels(service_class, slo) for slo in _SLOS},
             missed={slo: self._missed.labels(service_class, slo) for slo in _SLOS},
         )
@@ -107,7 +127,9 @@ class _OfClass:
     ttft: Histogram
     tpot: Histogram
     e2e: Histogram
-    predicted: Histogram
+    queued: Histogram
+    predicted_ttft: Histogram
+    predicted_tpot: Histogram
     attained: dict[str, Counter]
     missed: dict[str, Counter]
 
@@ -117,8 +139,11 @@ class _OfClass:
         self.e2e.observe(times.e2e_s)
         if times.tpot_s is not None:
             self.tpot.observe(times.tpot_s)
+        self.queued.observe(times.prefill_started_s - times.arrived_s)
         if times.predicted_ttft_s is not None:
-            self.predicted.observe(times.predicted_ttft_s)
+            self.predicted_ttft.observe(times.predicted_ttft_s)
+        if times.predicted_tpot_s is not None:
+            self.predicted_tpot.observe(times.predicted_tpot_s)
         for slo, met in zip(_SLOS, (verdict.ttft_met, verdict.tpot_met, verdict.e2e_met), strict=True):
             if met is not None:
                 (self.attained if met else self.missed)[slo].inc()

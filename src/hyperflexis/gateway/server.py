@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import msgspec
 from aiohttp import web
+from prometheus_client.registry import Collector
 
 from hyperflexis.core.slo import ServiceClass
 from hyperflexis.gateway.access import KeyRing
@@ -32,6 +33,7 @@ from hyperflexis.gateway.openai_types import AttachBody, DetokenizeBody, Tokeniz
 from hyperflexis.gateway.openapi import describe
 from hyperflexis.gateway.quota import Passage
 from hyperflexis.gateway.tokenizer import TextCodec
+from hyperflexis.gateway.tracing import Tracer
 from hyperflexis.gateway.validation import check_ids, pick_model
 
 log = logging.getLogger("hyperflexis.gateway")
@@ -57,6 +59,8 @@ class Gateway:
         keys: KeyRing | None = None,
         tls: ssl.SSLContext | None = None,
         admin_address: tuple[str, int] | None = None,
+        collectors: Sequence[Collector] = (),
+        tracer: Tracer | None = None,
     ) -> None:
         """Prepare; nothing listens before `start`.
 
@@ -71,6 +75,8 @@ class Gateway:
             limits: Sizes and times.
             priority_max: The highest priority that clients get by asking for a number.
             membership: What attaches and detaches instances for whoever asks; None: nobody may.
+            collectors: What else `/metrics` shows.
+            tracer: Who traces requests; None: nobody does.
             allow_push: False sends every event through aiohttp, one task wake each.
             keys: Who may ask, and for what; None: whoever reaches it.
             tls: With what connections are encrypted; None: not at all.
@@ -87,6 +93,8 @@ class Gateway:
         self._priority_max = priority_max
         self._allow_push = allow_push
         self._membership = membership
+        self._collectors = collectors
+        self._tracer = tracer
         self._codec: TextCodec
         self._generation: Generation
         addresses = [(host, port)] if admin_address is None else [(host, port), admin_address]
@@ -120,6 +128,8 @@ class Gateway:
             limits=self._limits,
             priority_max=self._priority_max,
             allow_push=self._allow_push,
+            collectors=self._collectors,
+            tracer=self._tracer,
         )
         try:
             self.ports = [await listener.start() for listener in self._listeners]

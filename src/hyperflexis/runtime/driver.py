@@ -13,7 +13,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 import msgspec
@@ -94,7 +94,7 @@ class Driver:
         launcher: Launcher,
         block_tokens: int,
         clock: Callable[[], float] = time.monotonic,
-        observe: Observer | None = None,
+        observers: Sequence[Observer] = (),
     ) -> None:
         """`clock` gives seconds; under a virtual loop it is that loop's. (uvloop's own clock counts milliseconds.)"""
         self._control = control
@@ -102,7 +102,7 @@ class Driver:
         self._block_tokens = block_tokens
         self._loop = asyncio.get_running_loop()
         self._clock = clock
-        self._observe = observe
+        self._observers = observers
         self._streams: dict[int, Stream] = {}
         self._members: dict[int, Member] = {}
         self._unlaunched: dict[int, asyncio.Handle] = {}
@@ -351,8 +351,8 @@ class Driver:
         try:
             commands = self._control.handle(event, now)
         finally:  # What the control plane failed at is to be seen, too.
-            if self._observe is not None:
-                self._observe(now, event, commands, name)
+            for observe in self._observers:
+                observe(now, event, commands, name)
         self._commands.extend(commands)
         # A sink that hears of an end may cancel another request, of which commands wait: each in its turn.
         if not self._is_performing:

@@ -67,4 +67,5 @@ class Stream:
             waited_s=now - self.arrived_s,
             first_token_age_s=None if first_token_s is None else now - first_token_s,
             expected_tokens=expected_tokens,
+            traceparent=request.traceparent,
         )

@@ -79,6 +79,8 @@ class GenerateRequest(msgspec.Struct, frozen=True):
     """Refuse it rather than serve it late."""
     name: str = ""
     """What its client calls it: for the journal, by which it is found again."""
+    traceparent: str = ""
+    """The trace that it belongs to, as W3C writes it, for engines that trace too; empty where there is none."""
 
 
 class Submit(msgspec.Struct, frozen=True, array_like=True):
@@ -99,6 +101,8 @@ class Submit(msgspec.Struct, frozen=True, array_like=True):
     """Seconds since its first token, where there was one."""
     expected_tokens: int = 0
     """How long its answer is believed to become; 0 where nothing is known."""
+    traceparent: str = ""
+    """The trace that it belongs to, as W3C writes it."""
 
 
 class SequenceState(msgspec.Struct, frozen=True, array_like=True):

@@ -21,6 +21,7 @@ from hyperflexis.wire.promises import DEADLINE, TPOT, TTFT
 PATH = "/v1/completions"
 PRIORITY_HEADER = "X-Vllm-Priority"
 REQUEST_ID_HEADER = "X-Request-Id"
+TRACE_HEADER = "traceparent"
 BIAS_MAX = 100.0
 """vLLM clamps biases to this, either way."""
 OVERDUE_S = 0.001
@@ -84,6 +85,8 @@ def headers_of(submit: Submit, request_id: str) -> dict[str, str]:
     headers = {REQUEST_ID_HEADER: request_id}
     if submit.priority:
         headers[PRIORITY_HEADER] = str(-submit.priority)
+    if submit.traceparent:
+        headers[TRACE_HEADER] = submit.traceparent
     return headers
 
 
