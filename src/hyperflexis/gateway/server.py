@@ -16,10 +16,11 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from hyperflexis.core.slo import ServiceClass
-from hyperflexis.gateway.backend import Backend, Fleet, Membership, Offer, ServedModel
+from hyperflexis.gateway.backend import Backend, Fleet, LiveView, Membership, Offer, ServedModel
 from hyperflexis.gateway.body import read_body, too_large
 from hyperflexis.gateway.chat import chat_prompt
 from hyperflexis.gateway.completions import completion_prompts
+from hyperflexis.gateway.dashboard import LiveDashboard
 from hyperflexis.gateway.errors import ApiError, invalid
 from hyperflexis.gateway.generation import Generation
 from hyperflexis.gateway.limits import Limits
@@ -54,6 +55,7 @@ class Gateway:
         priority_max: int | None = None,
         allow_push: bool = True,
         membership: Membership | None = None,
+        view: LiveView | None = None,
     ) -> None:
         """Prepare; nothing listens before `start`.
 
@@ -68,6 +70,7 @@ class Gateway:
             limits: Sizes and times.
             priority_max: The highest priority that clients get by asking for a number.
             membership: What attaches and detaches instances for whoever asks; None: nobody may.
+            view: What /dashboard shows; None: there is none.
             allow_push: False sends every event through aiohttp, one task wake each.
         """
         self._backend = backend
@@ -83,6 +86,7 @@ class Gateway:
         self._priority_max = priority_max
         self._allow_push = allow_push
         self._membership = membership
+        self._view = view
         self._runner: web.AppRunner | None = None
         self._codec: TextCodec
         self._generation: Generation
@@ -160,6 +164,8 @@ class Gateway:
         if self._membership is not None:
             routes.add_post("/instances", self._attach, expect_handler=expect)
             routes.add_delete("/instances/{name}", self._detach)
+        if self._view is not None:
+            LiveDashboard(self._view).add_to(app)
         return app
 
     async def _expect(self, request: web.Request) -> web.StreamResponse | None:

@@ -1,0 +1,138 @@
+"""The dashboard over HTTP: its page, what the page asks for, and the fleet as a stream of events.
+
+All routes begin with /dashboard, so that one place can guard them. They only tell; nothing can be changed here. What is
+told comes as bytes from a view, of which this knows nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiohttp import web
+
+from hyperflexis.gateway.backend import LiveView, RecordedView, View
+from hyperflexis.gateway.errors import ApiError
+from hyperflexis.gateway.events import data_event
+
+LISTENERS_MAX = 64
+"""Streams at a time: beyond that, 503."""
+_INDEX = "index.html"
+_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+class _Pages:
+    """What live and recorded dashboards have in common."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.get("/dashboard", self._page),
+            web.get("/dashboard/source", self._source),
+            web.get("/dashboard/requests/{name}", self._request),
+            web.get(r"/dashboard/instances/i{number:\d{1,9}}", self._instance),
+            web.get(r"/dashboard/{file:[a-z_]+\.[a-z]+}", self._file),
+        ]
+
+    async def _page(self, request: web.Request) -> web.Response:
+        return self._found(_INDEX)
+
+    async def _file(self, request: web.Request) -> web.Response:
+        return self._found(request.match_info["file"])
+
+    def _found(self, name: str) -> web.Response:
+        found = self._view.file(name)
+        if found is None:
+            raise ApiError(404, f"The dashboard has no file {name}.", code="unknown_url")
+        kind, body = found
+        return web.Response(body=body, headers={"Content-Type": kind, "Cache-Control": "no-cache", **_HEADERS})
+
+    async def _source(self, request: web.Request) -> web.Response:
+        return told(self._view.source())
+
+    async def _request(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        story = await self._view.request(name)
+        if story is None:
+            raise ApiError(404, "There is no such request, or it ended too long ago.", code="unknown_request")
+        return told(story)
+
+    async def _instance(self, request: web.Request) -> web.Response:
+        number = int(request.match_info["number"])
+        story = await self._view.instance(number)
+        if story is None:
+            raise ApiError(404, f"There is no instance i{number}.", code="unknown_instance")
+        return told(story)
+
+
+class LiveDashboard:
+    """Of a running fleet."""
+
+    def __init__(self, view: LiveView) -> None:
+        self._view = view
+        self._streams: set[asyncio.Task[object]] = set()
+
+    def add_to(self, app: web.Application) -> None:
+        """Add its routes, and let its streams end with the server."""
+        app.add_routes(_Pages(self._view).routes())
+        app.router.add_get("/dashboard/snapshot", self._snapshot)
+        app.router.add_get("/dashboard/events", self._events)
+        app.on_shutdown.append(self._end)
+
+    async def _snapshot(self, request: web.Request) -> web.Response:
+        return told(self._view.snapshot())
+
+    async def _events(self, request: web.Request) -> web.StreamResponse:
+        """A snapshot at once, and one each period."""
+        if len(self._streams) >= LISTENERS_MAX:
+            raise ApiError(503, f"{LISTENERS_MAX} dashboards are open already.", code="too_many_dashboards")
+        task = asyncio.current_task()
+        assert task is not None
+        self._streams.add(task)
+        try:
+            return await self._stream(request)
+        finally:
+            self._streams.discard(task)
+
+    async def _stream(self, request: web.Request) -> web.StreamResponse:
+        headers = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-store", **_HEADERS}
+        response = web.StreamResponse(headers=headers)
+        await response.prepare(request)
+        while True:
+            await response.write(data_event(self._view.snapshot()))
+            await asyncio.sleep(self._view.period_s)
+
+    async def _end(self, app: web.Application) -> None:
+        for task in self._streams:
+            task.cancel()
+
+
+class RecordedDashboard:
+    """Of a journal."""
+
+    def __init__(self, view: RecordedView) -> None:
+        self._view = view
+
+    def add_to(self, app: web.Application) -> None:
+        """Add its routes."""
+        app.add_routes(_Pages(self._view).routes())
+        app.router.add_get(r"/dashboard/frames/{first:\d{1,9}}", self._frames)
+
+    async def _frames(self, request: web.Request) -> web.Response:
+        return told(self._view.frames_from(int(request.match_info["first"])))
+
+
+def told(body: bytes) -> web.Response:
+    """JSON for the page."""
+    return web.Response(
+        body=body, headers={"Content-Type": "application/json", "Cache-Control": "no-store", **_HEADERS}
+    )
