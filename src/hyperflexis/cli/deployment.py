@@ -331,6 +331,8 @@ class Deployment(Section):
     """What one client, or all of them together, may take."""
     journal: JournalSection = JournalSection()
     """Where what happens and what is decided is written down, for `explain` and `replay`."""
+    dashboard: bool = True
+    """Whether /dashboard shows the fleet, its requests and what was decided, to whoever reaches our port."""
     classes: dict[ClassName, ClassSection] = Field(default_factory=dict)
     """Service classes by name: the promises and priority that their requests share."""
     default_class: str = DEFAULT_CLASS

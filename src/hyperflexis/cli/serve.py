@@ -25,7 +25,9 @@ from hyperflexis.cli.deployment import Deployment
 from hyperflexis.cli.donors import weights_spec
 from hyperflexis.cli.errors import StartError
 from hyperflexis.cli.profile_file import WireSample, read_samples
+from hyperflexis.core.commands import Command
 from hyperflexis.core.control import ControlPlane
+from hyperflexis.core.events import Event
 from hyperflexis.gateway.backend import ServedModel
 from hyperflexis.gateway.server import Gateway
 from hyperflexis.gateway.tokenizer import TextCodec, TokenizerError
@@ -35,6 +37,7 @@ from hyperflexis.runtime.launchers.cluster import RayLauncher, RaySpec
 from hyperflexis.runtime.launchers.local import LocalLauncher, LocalSpec
 from hyperflexis.runtime.launchers.vllm import VllmLauncher
 from hyperflexis.runtime.registry import Launcher
+from hyperflexis.view.live import LiveView
 
 T = TypeVar("T")
 
@@ -214,10 +217,30 @@ def _tell_of_weights(launcher: LocalLauncher | RayLauncher) -> None:
 async def _fleet(deployment: Deployment, engines: _Engines) -> AsyncIterator[tuple[Driver, Gateway, int]]:
     """Driver and gateway, running: the port answers from here on, /ready says when requests may come."""
     control = ControlPlane(deployment.core_policy(), deployment.fleet(), deployment.limits.requests_max)
-    with _journal(deployment, control) as observe:
-        driver = Driver(control, engines.launcher, engines.block_tokens, observe=observe)
-        async with _gateway(deployment, engines, driver, control) as (gateway, port):
+    view = _view(deployment, control) if deployment.dashboard else None
+    with _journal(deployment, control) as record:
+        observers = [*([record] if record else ()), *([view.observe] if view else ())]
+        driver = Driver(control, engines.launcher, engines.block_tokens, observe=_all_of(observers))
+        async with _gateway(deployment, engines, driver, control, view) as (gateway, port):
             yield driver, gateway, port
+
+
+def _view(deployment: Deployment, control: ControlPlane) -> LiveView:
+    """What the dashboard shows."""
+    prices = control.sizing.fleet.prices
+    return LiveView(prices, deployment.service_classes(), deployment.public_name, wall_s=time.time())
+
+
+def _all_of(observers: Sequence[Observer]) -> Observer | None:
+    """One observer for several."""
+    if len(observers) < 2:
+        return observers[0] if observers else None
+
+    def observe(now: float, event: Event, commands: list[Command], name: str) -> None:
+        for each in observers:
+            each(now, event, commands, name)
+
+    return observe
 
 
 @contextlib.contextmanager
@@ -241,7 +264,7 @@ def _journal(deployment: Deployment, control: ControlPlane) -> Iterator[Observer
 
 @contextlib.asynccontextmanager
 async def _gateway(
-    deployment: Deployment, engines: _Engines, driver: Driver, control: ControlPlane
+    deployment: Deployment, engines: _Engines, driver: Driver, control: ControlPlane, view: LiveView | None
 ) -> AsyncIterator[tuple[Gateway, int]]:
     """The gateway, running, and the driver behind it."""
     limits = deployment.limits
@@ -261,6 +284,7 @@ async def _gateway(
         limits=deployment.gateway_limits(),
         priority_max=limits.priority_max,
         membership=membership,
+        view=view,
     )
     driver.start()
     try:
@@ -329,9 +353,13 @@ def _announce(deployment: Deployment, ready: Counter[str], port: int, seconds: f
 
   python -c "from openai import OpenAI; print(OpenAI(base_url='{url}/v1', api_key='none').completions.create(
       model='{name}', prompt='def fibonacci(n):', max_tokens=48, temperature=0).choices[0].text)"
-
+{_dashboard_told(deployment, url)}
 Ctrl-C stops.
 """)
+
+
+def _dashboard_told(deployment: Deployment, url: str) -> str:
+    return f"\n  {url}/dashboard shows what it does\n" if deployment.dashboard else ""
 
 
 def _roles_told(deployment: Deployment, ready: Counter[str]) -> str:

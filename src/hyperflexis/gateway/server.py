@@ -148,7 +148,7 @@ class Gateway:
         self._generation.encoders.close()
 
     def _app(self) -> web.Application:
-        app = web.Application(client_max_size=self._limits.body_bytes_max, middlewares=[_speak_openai])
+        app = web.Application(client_max_size=self._limits.body_bytes_max, middlewares=[speak_openai])
         routes = app.router
         expect = self._expect
         routes.add_post("/v1/chat/completions", self._generation.chat, expect_handler=expect)
@@ -276,7 +276,7 @@ def _spelled(model: ServedModel) -> dict[str, Any]:
 
 
 @web.middleware
-async def _speak_openai(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def speak_openai(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turn every error into OpenAI's shape."""
     try:
         return await handler(request)

@@ -35,23 +35,34 @@ class ClassRecord:
     def __init__(self, given: ServiceClass) -> None:
         self.given = given
         self.ended = self.kept = self.refused = 0
-        self._window: deque[Ended] = deque(maxlen=ENDED_MAX)
+        self._window: deque[Ended] = deque()
+        self._window_kept = 0
 
     def add(self, ended: Ended) -> None:
         self.ended += 1
         self.kept += ended.is_kept
         self._window.append(ended)
+        self._window_kept += ended.is_kept
+        if len(self._window) > ENDED_MAX:
+            self._forget()
 
     def window(self, now: float) -> deque[Ended]:
         """Those that ended lately."""
-        window = self._window
-        while window and window[0].at_s <= now - WINDOW_S:
-            window.popleft()
-        return window
+        while self._window and self._window[0].at_s <= now - WINDOW_S:
+            self._forget()
+        return self._window
+
+    def kept_of(self, now: float) -> tuple[int, int]:
+        """How many of those were kept, of how many."""
+        window = self.window(now)
+        return self._window_kept, len(window)
+
+    def _forget(self) -> None:
+        self._window_kept -= self._window.popleft().is_kept
 
     @property
     def attained_total(self) -> float | None:
-        return self.kept / self.ended if self.ended else None
+        return share(self.kept, self.ended)
 
 
 class Classes:
@@ -71,11 +82,11 @@ class Classes:
 
     def hear(self, now: float, command: Command, service_class: str) -> None:
         """Follow what ends a request of that class."""
-        if isinstance(command, Reject):
+        if type(command) is Reject:
             record = self.record(service_class)
             record.refused += 1
             record.add(Ended(now, is_kept=False))
-        elif isinstance(command, Conclude) and command.reason.why is not Why.CLIENT_LEFT:
+        elif type(command) is Conclude and command.reason.why is not Why.CLIENT_LEFT:
             self.record(service_class).add(_ended(now, command.verdict, command.reason.why))
 
 
@@ -86,9 +97,9 @@ def _ended(now: float, verdict: Verdict | None, why: Why) -> Ended:
     return Ended(now, verdict.attained and why is not Why.FAILED, times.ttft_s, times.tpot_s, times.e2e_s)
 
 
-def share(window: deque[Ended]) -> float | None:
-    """Of these, how many got all that they were promised."""
-    return sum(each.is_kept for each in window) / len(window) if window else None
+def share(kept: int, ended: int) -> float | None:
+    """Attainment; None where nothing ended."""
+    return kept / ended if ended else None
 
 
 def times(values: list[float | None], target_s: float | None) -> Times:

@@ -117,9 +117,10 @@ class Fleet:
     def flows(self, now: float) -> list[tuple[int, int, int]]:
         """From whom to whom how many requests went a moment ago."""
         counts: dict[tuple[int, int], int] = {}
-        for at_s, source, target in self._flows:
-            if at_s > now - FLOW_S:
-                counts[source, target] = counts.get((source, target), 0) + 1
+        for at_s, source, target in reversed(self._flows):
+            if at_s <= now - FLOW_S:
+                break
+            counts[source, target] = counts.get((source, target), 0) + 1
         return [(*ends, count) for ends, count in sorted(counts.items())]
 
     def wanted_total(self) -> int | None:

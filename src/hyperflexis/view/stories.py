@@ -46,6 +46,7 @@ CHAPTERS_MAX = 50
 _OF_INSTANCES: frozenset[type] = frozenset(
     (Launch, AssignRole, Drain, Retain, Sleep, Wake, Stop, InstanceDrained, InstanceLost, InstanceReady)
 )
+_ENDS = frozenset({Conclude, Reject})
 
 
 class RequestStories:
@@ -70,8 +71,8 @@ class RequestStories:
             if entries is not None:
                 entries.append(entry)
         for command in commands:
-            if isinstance(command, Conclude | Reject):
-                self._end(command.request_id)
+            if type(command) in _ENDS:
+                self._end(command.request_id)  # type: ignore[union-attr]
 
     def numbers(self, name: str) -> list[int]:
         """The requests that are meant by a number or by what a client calls an answer."""

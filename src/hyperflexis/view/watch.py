@@ -10,6 +10,7 @@ import heapq
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from hyperflexis.core.commands import Command, Conclude, Reject
 from hyperflexis.core.events import Event
@@ -31,6 +32,7 @@ TIGHTEST = 6
 REQUESTS_SHOWN_MAX = 200
 """Of one instance."""
 RECENT_SAMPLES = 3
+_ENDS = frozenset({Conclude, Reject})
 
 
 class Watch:
@@ -51,7 +53,7 @@ class Watch:
     def hear(self, now: float, event: Event | Gap, commands: Sequence[Command]) -> None:
         """Follow one entry."""
         for command in commands:
-            if isinstance(command, Conclude | Reject):
+            if type(command) in _ENDS:
                 self._note_end(now, event, command)
         self.fleet.hear(now, event, commands)
         self.decisions.hear(now, event, commands)
@@ -95,7 +97,7 @@ class Watch:
         held = (*instance.waiting.values(), *instance.decoding.values(), *instance.standing.values())
         return self._tightest(list(held), REQUESTS_SHOWN_MAX, now)
 
-    def _note_end(self, now: float, event: Event | Gap, command: Conclude | Reject) -> None:
+    def _note_end(self, now: float, event: Event | Gap, command: Any) -> None:
         request = self.fleet.requests.get(command.request_id)
         known = request if request is not None else event
         self.classes.hear(now, command, getattr(known, "service_class", ""))
@@ -105,7 +107,7 @@ class Watch:
         self._rates = self.history.rates(fleet.arrivals, fleet.tokens, now)
         states = Counter(each.state for each in fleet.instances.values() if not each.is_gone)
         running = sum(len(each.decoding) + len(each.standing) for each in fleet.instances.values())
-        windows = [record.window(now) for record in self.classes.records.values()]
+        kept = [record.kept_of(now) for record in self.classes.records.values()]
         sample = seen.Sample(
             at_s=round(now - self.origin_s, 3),
             arrivals_per_s=round(self._rates[0], 2),
@@ -115,7 +117,7 @@ class Watch:
             awake=states.total() - states["asleep"],
             asleep=states["asleep"],
             cost_per_hour=round(fleet.bill.cost_per_hour(), 4),
-            attained=[_rounded(share(window), 4) for window in windows],
+            attained=[_rounded(share(*each), 4) for each in kept],
         )
         self.history.samples.append(sample)
 
@@ -148,7 +150,7 @@ class Watch:
             ttft=times([each.ttft_s for each in window], slo.ttft_s),
             tpot=times([each.tpot_s for each in window], slo.tpot_s),
             e2e=times([each.e2e_s for each in window], slo.e2e_s),
-            attained=share(window),
+            attained=share(*record.kept_of(now)),
             ended=len(window),
             attained_total=record.attained_total,
             ended_total=record.ended,
@@ -158,9 +160,8 @@ class Watch:
         )
 
     def _attained(self, now: float) -> float | None:
-        windows = [record.window(now) for record in self.classes.records.values()]
-        ended = sum(len(window) for window in windows)
-        return sum(each.is_kept for window in windows for each in window) / ended if ended else None
+        kept = [record.kept_of(now) for record in self.classes.records.values()]
+        return share(sum(each for each, _ in kept), sum(ended for _, ended in kept))
 
     def _queue(self, now: float) -> seen.Queue:
         unbegun = [each for each in self.fleet.requests.values() if each.place in (Place.HELD, Place.WAITING)]
