@@ -139,10 +139,10 @@ def _table(*columns: str, left: Iterable[str] = ()) -> Table:
 
 
 def _classes(classes: Iterable[ServiceClass]) -> Table:
-    table = _table("class", "attained", "ended", "waiting", "running", "ttft p50/p95", "tpot p50/p95", left=("class",))
+    table = _table("class", "attained", "ended", "waiting", "running", "ttft p95", "tpot p95", left=("class",))
     for each in classes:
         table.add_row(
-            Text(each.name),
+            Text(_printable(each.name)),
             Text(_share(each.attained), _colour(each.attained)),
             str(each.ended),
             str(each.waiting),
@@ -154,11 +154,11 @@ def _classes(classes: Iterable[ServiceClass]) -> Table:
 
 
 def _times(times: Times) -> Text:
-    if times.p50_s is None or times.p95_s is None:
+    if times.p95_s is None:
         return Text("–", "dim")
     target = "" if times.target_s is None else f" of {seconds(times.target_s)}"
     is_late = times.target_s is not None and times.p95_s > times.target_s
-    return Text(f"{seconds(times.p50_s)} / {seconds(times.p95_s)}{target}", "yellow" if is_late else "")
+    return Text(f"{seconds(times.p95_s)}{target}", "yellow" if is_late else "")
 
 
 def _instances(instances: list[Instance], most: int) -> Table:
@@ -200,9 +200,14 @@ def _decisions(snapshot: Snapshot, most: int) -> Iterable[RenderableType]:
         about = f"request {each.request} " if each.request is not None else ""
         if not about and each.instance is not None:
             about = f"i{each.instance} "
-        line = Text.assemble((f"{snapshot.now_s - each.at_s:6.1f} s ago  ", "dim"), f"{about}{each.text}")
+        line = Text.assemble((f"{snapshot.now_s - each.at_s:6.1f} s ago  ", "dim"), f"{about}{_printable(each.text)}")
         line.no_wrap, line.overflow = True, "ellipsis"
         yield line
+
+
+def _printable(text: str) -> str:
+    """What others wrote, without what a terminal would obey."""
+    return "".join(char if char.isprintable() else "�" for char in text)
 
 
 def _share(share: float | None) -> str:

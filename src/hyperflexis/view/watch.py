@@ -52,14 +52,14 @@ class Watch:
 
     def hear(self, now: float, event: Event | Gap, commands: Sequence[Command]) -> None:
         """Follow one entry."""
+        if self.history.is_due(now):  # As it was until now: where nothing happened for long, nothing changed.
+            self._sample(now)
         for command in commands:
             if type(command) in _ENDS:
                 self._note_end(now, event, command)
         self.fleet.hear(now, event, commands)
         self.decisions.hear(now, event, commands)
         self.instances.hear(now, event, commands)
-        if self.history.is_due(now):
-            self._sample(now)
 
     def snapshot(self, now: float) -> seen.Snapshot:
         """What there is to see."""

@@ -64,11 +64,12 @@ export class Charts {
     const head = drawn("line", { class: "head", y1: 0, y2: HEIGHT });
     svg.append(lines, head);
     const axis = element("div", { class: "axis", "aria-hidden": "true" }, element("span"), element("span"), element("span"));
-    root.append(element("figure", { class: "chart" }, caption, svg, axis));
+    const topText = element("span", { class: "most", "aria-hidden": "true" });
+    root.append(element("figure", { class: "chart" }, caption, element("div", { class: "plot" }, svg, topText), axis));
     svg.addEventListener("pointermove", (event) => this.point((event.offsetX / svg.clientWidth) || 0));
     svg.addEventListener("pointerleave", () => this.point(null));
     caption.replaceChild(values, caption.lastChild);
-    return { spec, svg, lines, head, axis, caption, paths: [], values: [] };
+    return { spec, svg, lines, head, axis, caption, topText, paths: [], values: [] };
   }
 
   point(share) {
@@ -112,9 +113,8 @@ export class Charts {
     const more = spec.more?.(told) ?? "";
     say(chart.more, more);
     const isMarked = this.pointed !== null || this.isRecorded;
-    const at = isMarked ? x(told).toFixed(1) : -9;
-    set(chart.head, "x1", at);
-    set(chart.head, "x2", at);
+    set(chart.head, "visibility", isMarked ? "visible" : "hidden");
+    for (const end of ["x1", "x2"]) set(chart.head, end, x(told).toFixed(1));
     set(chart.svg, "aria-label", `${spec.title}: ${[...words, more].filter(Boolean).join(", ")}`);
     const labels = [first, (first + last) / 2, last].map((at_s) => this.clock.of(at_s));
     labels.forEach((label, index) => say(chart.axis.children[index], label));
@@ -123,11 +123,8 @@ export class Charts {
 
   fit(chart, wanted) {
     if (!chart.more) {
-      chart.topText = element("span", { class: "aside" });
       chart.more = element("span", { class: "aside" });
       chart.caption.append(chart.more);
-      chart.topText.style.marginLeft = "auto";
-      chart.caption.append(chart.topText);
     }
     while (chart.paths.length < wanted) {
       const pair = [drawn("path", { class: "area" }), drawn("path", { class: "line" })];
