@@ -1,4 +1,4 @@
-"""The dashboard in a browser: a recorded fleet of 200, a live one, a phone, the keyboard, and what a script kiddie tries.
+"""The dashboard in a browser: a recorded fleet of 200, a live one, a phone, the keyboard, and names that are no names.
 
 Needs Debian's `chromium` and the Python package `playwright`; skipped, with the reason, where one of them is missing.
 """
@@ -6,6 +6,7 @@ Needs Debian's `chromium` and the Python package `playwright`; skipped, with the
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import threading
 from collections.abc import Callable, Coroutine, Iterator
@@ -25,7 +26,7 @@ from hyperflexis.journal.reading import open_all
 from hyperflexis.view.live import LiveView
 from hyperflexis.view.recording import RecordedView
 from journal.recorded import D, M, P, World, play
-from view.streams import FITS, ORIGIN_S, at, launched, sent, step
+from view.streams import ORIGIN_S, at, launched, sent, step
 
 CHROMIUM = shutil.which("chromium")
 sync_api = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
@@ -40,6 +41,8 @@ pytestmark = [
 EVIL = "<img src=x onerror=document.title='owned'>"
 DESKTOP, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
 PATIENCE_MS = 60_000
+REFUSED = "status of 401"
+"""What a browser says by itself of a key that is wanted."""
 
 
 class Loop:
@@ -84,14 +87,16 @@ def open_page(browser: Any) -> Iterator[Open]:
     complaints: list[str] = []
     contexts = []
 
-    def open_(url: str, **options: Any) -> Any:
+    def open_(url: str, guard: Callable[[Any], None] | None = None, **options: Any) -> Any:
         context = browser.new_context(**{"viewport": DESKTOP, "reduced_motion": "reduce", **options})
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(PATIENCE_MS)
-        page.on("console", lambda said: complaints.append(f"{said.type}: {said.text}"))
+        page.on("console", lambda said: None if REFUSED in said.text else complaints.append(said.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda asked: complaints.append(asked.url) if not asked.url.startswith(url) else None)
+        if guard is not None:
+            page.route(re.compile(r"/dashboard/(source|events)$"), guard)
         page.goto(f"{url}/dashboard")
         return page
 
@@ -133,20 +138,24 @@ class Live:
         classes = {EVIL: ServiceClass(EVIL, Slo(ttft_s=0.5)), "strict": ServiceClass("strict", Slo(0.5, 0.1), 1)}
         self.view = LiveView(Prices(2.0), classes, EVIL, lambda: self.now, wall_s=1_790_000_000.0)
         self._loop = loop
-        self._runner = web.AppRunner(self._app())
+        self._app = web.Application()
+        self._dashboard = LiveDashboard(self.view)
+        self._dashboard.add_to(self._app)
+        self._runner = web.AppRunner(self._app)
         loop.run(self._runner.setup())
         loop.run(web.TCPSite(self._runner, "127.0.0.1", 0).start())
         self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
-
-    def _app(self) -> web.Application:
-        app = web.Application()
-        LiveDashboard(self.view).add_to(app)
-        return app
 
     def feed(self, *entries: Any) -> None:
         for entry in entries:
             self.now = entry.now
             self.view.observe(*entry)
+
+    def end_streams(self) -> None:
+        self._loop.run(self._dashboard._end(self._app))
+
+    def allow_streams(self) -> None:
+        self._dashboard._ending.clear()
 
     def close(self) -> None:
         self._loop.run(self._runner.cleanup())
@@ -191,15 +200,18 @@ def test_two_hundred_instances_have_a_box_each(large: str, open_page: Open) -> N
 
 
 def test_recording_is_played_and_any_instant_is_shown(recorded: str, open_page: Open) -> None:
-    page = open_page(f"{recorded}")
+    page = open_page(recorded)
     page.get_by_role("button", name="Pause").click()
     slider = page.get_by_role("slider", name="Instant")
     slider.focus()
     page.keyboard.press("End")
-    page.wait_for_function("document.querySelector('#figures dd').textContent.endsWith('%')")
-    page.wait_for_function("document.querySelectorAll('#figures dd')[2].textContent === '0'")
+    running = page.locator(".figure", has_text="Running").locator("dd").first
+    sync_api.expect(running).to_have_text("0", timeout=PATIENCE_MS)
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("PageDown")
+    sync_api.expect(running).not_to_have_text("0", timeout=PATIENCE_MS)
     page.keyboard.press("Home")
-    page.wait_for_function("document.querySelector('#place').textContent.startsWith('00:00')")
+    page.locator("#place", has_text="00:00 of 00:").wait_for()
     page.evaluate("document.activeElement.blur()")
     page.keyboard.press("Space")
     page.get_by_role("button", name="Pause").wait_for()
@@ -251,22 +263,25 @@ def test_server_that_is_gone_is_said_and_found_again(live: Live, open_page: Open
     page = open_page(live.url)
     page.locator(".status[data-state=live]").wait_for()
     page.evaluate("() => { window.fetch_ = window.fetch; window.fetch = () => Promise.reject(new Error('gone')); }")
-    live._loop.run(_end_streams(live))
+    live.end_streams()
     page.locator(".status[data-state=lost]").wait_for()
+    live.allow_streams()
     page.evaluate("() => { window.fetch = window.fetch_; }")
     page.locator(".status[data-state=live]").wait_for()
 
 
-async def _end_streams(live: Live) -> None:
-    for task in [task for task in asyncio.all_tasks() if "_stream" in str(task.get_coro()) or _is_stream(task)]:
-        task.cancel()
-
-
-def _is_stream(task: asyncio.Task[Any]) -> bool:
-    return any("dashboard.py" in frame.f_code.co_filename for frame in task.get_stack())
-
-
 def test_key_that_a_server_wants_is_asked_for(live: Live, open_page: Open) -> None:
-    page = open_page("about:blank") if False else open_page(live.url)
+    keys = []
+
+    def ask_key(route: Any) -> None:
+        keys.append(route.request.headers.get("authorization"))
+        if keys[-1] == "Bearer open sesame":
+            route.continue_()
+        else:
+            route.fulfill(status=401, body="{}")
+
+    page = open_page(live.url, guard=ask_key)
+    page.get_by_label("This server asks for an API key").fill("open sesame")
+    page.keyboard.press("Enter")
     page.locator(".status[data-state=live]").wait_for()
-    assert FITS
+    assert keys[0] is None

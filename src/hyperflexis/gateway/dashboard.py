@@ -7,6 +7,7 @@ told comes as bytes from a view, of which this knows nothing else.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 from aiohttp import web
 
@@ -79,7 +80,8 @@ class LiveDashboard:
 
     def __init__(self, view: LiveView) -> None:
         self._view = view
-        self._streams: set[asyncio.Task[object]] = set()
+        self._streams = 0
+        self._ending = asyncio.Event()
 
     def add_to(self, app: web.Application) -> None:
         """Add its routes, and let its streams end with the server."""
@@ -93,27 +95,27 @@ class LiveDashboard:
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
         """A snapshot at once, and one each period."""
-        if len(self._streams) >= LISTENERS_MAX:
+        if self._streams >= LISTENERS_MAX:
             raise ApiError(503, f"{LISTENERS_MAX} dashboards are open already.", code="too_many_dashboards")
-        task = asyncio.current_task()
-        assert task is not None
-        self._streams.add(task)
+        self._streams += 1
         try:
             return await self._stream(request)
         finally:
-            self._streams.discard(task)
+            self._streams -= 1
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         headers = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-store", **_HEADERS}
         response = web.StreamResponse(headers=headers)
         await response.prepare(request)
-        while True:
+        while not self._ending.is_set():
             await response.write(data_event(self._view.snapshot()))
-            await asyncio.sleep(self._view.period_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._view.period_s):
+                    await self._ending.wait()
+        return response
 
     async def _end(self, app: web.Application) -> None:
-        for task in self._streams:
-            task.cancel()
+        self._ending.set()
 
 
 class RecordedDashboard:

@@ -12,6 +12,7 @@ export class Player {
   constructor(source, clock, onFrame, onHistory) {
     this.step_s = source.step_s;
     this.length_s = source.length_s;
+    this.end_s = Math.ceil(source.length_s / source.step_s) * source.step_s; // Of the last frame, which shows the end.
     this.clock = clock;
     this.onFrame = onFrame;
     this.onHistory = onHistory;
@@ -20,7 +21,7 @@ export class Player {
     this.shown = -1;
     this.isPlaying = false;
     this.slider = byId("slider");
-    this.slider.max = Math.floor(source.length_s / source.step_s);
+    this.slider.max = Math.round(this.end_s / source.step_s);
     byId("player").hidden = false;
     byId("speed").value = [1, 4, 16, 64].find((speed) => source.length_s / speed <= PLAYED_IN_S) ?? 64;
     byId("play").addEventListener("click", () => this.play(!this.isPlaying));
@@ -37,7 +38,7 @@ export class Player {
     this.take(source);
     this.follow(source.is_complete);
     const asked = Number(new URLSearchParams(location.search).get("at"));
-    await this.seek(Number.isFinite(asked) ? Math.min(asked, this.length_s) : 0);
+    await this.seek(Number.isFinite(asked) ? Math.min(asked, this.end_s) : 0);
     this.play(!new URLSearchParams(location.search).has("at"));
     for (let before = performance.now(); ; ) {
       await pause(TICK_MS);
@@ -66,14 +67,14 @@ export class Player {
   }
 
   play(isPlaying) {
-    if (isPlaying && this.at_s >= this.length_s) this.at_s = 0;
+    if (isPlaying && this.at_s >= this.end_s) this.at_s = 0;
     this.isPlaying = isPlaying;
     say(byId("play"), isPlaying ? "Pause" : "Play");
     set(byId("play"), "aria-pressed", isPlaying);
   }
 
   async advance(seconds) {
-    await this.seek(Math.min(this.at_s + seconds, this.length_s, Math.max(0, this.frames.count - 1) * this.step_s));
+    await this.seek(Math.min(this.at_s + seconds, Math.max(0, this.frames.count - 1) * this.step_s));
     if (this.isComplete && this.at_s >= (this.frames.count - 1) * this.step_s) this.play(false);
   }
 
@@ -92,7 +93,7 @@ export class Player {
   }
 
   tell() {
-    const place = `${this.clock.of(this.at_s)} of ${this.clock.of(this.length_s)}`;
+    const place = `${this.clock.of(Math.min(this.at_s, this.length_s))} of ${this.clock.of(this.length_s)}`;
     const read = this.isComplete ? "" : ` (${percent((this.frames.count * this.step_s) / this.length_s, 0)} read)`;
     say(byId("place"), place + read);
     set(this.slider, "aria-valuetext", place);
