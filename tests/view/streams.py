@@ -34,7 +34,8 @@ def sent(now: float, request_id: int, service_class: str = "strict", tokens: int
 
 
 def step(now: float, *, started: Sequence[int] = (), began: Sequence[int] = (), steps: int = 1) -> Entry:
-    return Entry(now, InstanceReported(0, StepShape(16, 256), 0.05, steps=steps, started=started, began=began))
+    shape = StepShape(16, 256) if started else StepShape(0, 0, 1, 32)
+    return Entry(now, InstanceReported(0, shape, 0.05, steps=steps, started=started, began=began))
 
 
 def finished(now: float, request_id: int, arrived_s: float, ttft_s: float, tokens: int) -> Entry:

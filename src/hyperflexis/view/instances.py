@@ -36,8 +36,8 @@ class SeenInstance:
         self.capacity = NO_CAPACITY
         self.steps = 0
         """Steps so far, in each of which all that decodes there emitted a token."""
-        self.step_s = 0.0
-        """What the last one took."""
+        self.decode_s = 0.0
+        """What the last one took that computed decodes alone, as those do that are told later."""
         self.reported_s = now
         self.waiting: dict[int, LiveRequest] = {}
         self.decoding: dict[int, LiveRequest] = {}
@@ -57,7 +57,9 @@ class SeenInstance:
         """Steps ended; of those before the last it is known that they were like it."""
         passed_s = now - self._settled_s
         self._settle(min(passed_s, event.steps * event.duration_s), now)
-        self.step_s, self.reported_s = event.duration_s, now
+        self.reported_s = now
+        if not event.shape.prefill_tokens or not self.decode_s:
+            self.decode_s = event.duration_s
 
     def settle(self, now: float) -> None:
         """Bring its load up to date: since its last report it has computed if it has anything to do."""
@@ -75,9 +77,9 @@ class SeenInstance:
 
     def steps_by(self, now: float) -> float:
         """Steps so far, with those that will only be told later."""
-        if not self.decoding or not self.step_s:
+        if not self.decoding or not self.decode_s:
             return self.steps
-        return self.steps + min(STEPS_MAX - 1, (now - self.reported_s) / self.step_s)
+        return self.steps + min(STEPS_MAX - 1, (now - self.reported_s) / self.decode_s)
 
     def take(self, request: LiveRequest, place: Place) -> None:
         """It is here now, in this place."""

@@ -20,7 +20,7 @@ export class Figures {
     const ended = snapshot.classes.reduce((sum, each) => sum + each.ended, 0);
     const wanted = cost.wanted !== null && cost.wanted !== cost.awake ? `${cost.wanted} wanted` : "";
     const told = [
-      [percent(snapshot.attained), `of ${count(ended)} in the last 60 s`],
+      [percent(snapshot.attained), `of ${count(ended)} in 60 s`],
       [count(snapshot.running), ""],
       [count(snapshot.waiting), queue.oldest_s === null ? "" : `oldest ${seconds(queue.oldest_s)}`],
       [count(snapshot.arrivals_per_s), ""],
