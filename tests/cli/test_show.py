@@ -176,6 +176,7 @@ def test_comments_are_aligned_and_name_the_source(tmp_path: Path) -> None:
         "journal:",
         "  path: null                # default",
         "  size_mib_max: 1024        # default",
+        "dashboard: true             # default",
         "classes:",
         "  chat:",
         "    ttft_ms: 250            # serve.yaml:3",

@@ -104,7 +104,7 @@ def _run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["README.md", "docs/simulate.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/simulate.md", "docs/dashboard.md"])
 def test_simulations_of_the_docs_run(page: str, tmp_path: Path) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     commands = re.findall(r"^    hyperflexis (simulate .*)$", text, re.MULTILINE)

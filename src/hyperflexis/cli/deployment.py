@@ -401,6 +401,8 @@ class Deployment(Section):
     """Where what happens and what is decided is written down, for `explain` and `replay`."""
     tracing: TracingSection = TracingSection()
     """Where what happens to single requests is told, for OpenTelemetry."""
+    dashboard: bool = True
+    """Whether /dashboard shows the fleet, its requests and what was decided, to whoever reaches our port."""
     classes: dict[ClassName, ServedClassSection] = Field(default_factory=dict)
     """Service classes by name: the promises and priority that their requests share."""
     default_class: str = DEFAULT_CLASS

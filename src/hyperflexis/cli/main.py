@@ -32,6 +32,8 @@ app.add_typer(config_app, name="config")
 keys_app = typer.Typer(help="Make API keys.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
 
+DEFAULT_URL = "http://127.0.0.1:8000"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code."""
@@ -236,6 +238,32 @@ def serve(
     from hyperflexis.cli.serve import run
 
     raise typer.Exit(run(settings.deployment))
+
+
+@app.command()
+def top(
+    url: Annotated[str, typer.Argument(metavar="URL", help="Where `hyperflexis serve` answers.")] = DEFAULT_URL,
+    *,
+    is_once: Annotated[bool, typer.Option("--once", help="Print it once, and end.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print snapshots as JSON, one a line.")] = False,
+) -> None:
+    """Watch a running fleet in the terminal. An API key that it asks for is taken from HYPERFLEXIS_API_KEY."""
+    from hyperflexis.cli.top import Request, run
+
+    raise typer.Exit(run(Request(url, is_once, as_json)))
+
+
+@app.command()
+def dashboard(
+    journal: JournalPath,
+    *,
+    host: Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", metavar="N", min=0, max=65535, help="0 takes a free one.")] = 8001,
+) -> None:
+    """Show a journal, live or simulated, in the browser, as the dashboard of a running server shows its fleet."""
+    from hyperflexis.cli.dashboard import run
+
+    raise typer.Exit(run(journal, host, port))
 
 
 @config_app.command("show")

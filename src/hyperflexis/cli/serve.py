@@ -39,6 +39,7 @@ from hyperflexis.runtime.launchers.local import LocalLauncher, LocalSpec
 from hyperflexis.runtime.launchers.vllm import VllmLauncher
 from hyperflexis.runtime.registry import Launcher
 from hyperflexis.telemetry.decisions import Decisions
+from hyperflexis.view.live import LiveView
 
 T = TypeVar("T")
 
@@ -229,11 +230,18 @@ async def _fleet(
 
 
 class _Watch(NamedTuple):
-    """Who looks on: at every event and decision, at what `/metrics` shows, at single requests."""
+    """Who looks on: at every event and decision, at what `/metrics` shows, at single requests, at the fleet."""
 
     observers: Sequence[Observer]
     collectors: Sequence[Collector]
     tracer: Tracer | None
+    view: LiveView | None
+
+
+def _view(deployment: Deployment, control: ControlPlane) -> LiveView:
+    """What the dashboard shows."""
+    prices = control.sizing.fleet.prices
+    return LiveView(prices, deployment.service_classes(), deployment.public_name, wall_s=time.time())
 
 
 @contextlib.contextmanager
@@ -243,7 +251,9 @@ def _watch(deployment: Deployment, control: ControlPlane) -> Iterator[_Watch]:
     )
     with _journal(deployment, control) as journal, traces.tracing(deployment) as tracing:
         lives = () if tracing is None else (tracing.lives.observe,)
-        yield _Watch((decisions.observe, *journal, *lives), [decisions], tracing)
+        view = _view(deployment, control) if deployment.dashboard else None
+        views = () if view is None else (view.observe,)
+        yield _Watch((decisions.observe, *journal, *lives, *views), [decisions], tracing, view)
 
 
 @contextlib.contextmanager
@@ -298,6 +308,7 @@ async def _gateway(
         admin_address=None if deployment.admin.port is None else (deployment.admin.host, deployment.admin.port),
         collectors=watch.collectors,
         tracer=watch.tracer,
+        view=watch.view,
     )
     driver.start()
     try:
@@ -371,7 +382,7 @@ def _announce(deployment: Deployment, ready: Counter[str], gateway: Gateway, sec
 
   python -c "from openai import OpenAI; print(OpenAI(base_url='{url}/v1', api_key='{key}').completions.create(
       model='{name}', prompt='def fibonacci(n):', max_tokens=48, temperature=0).choices[0].text)"
-
+{_dashboard_told(deployment, url)}
 Ctrl-C stops.
 """)
     if admin:
@@ -381,6 +392,10 @@ Ctrl-C stops.
 def _url(deployment: Deployment, host: str, port: int) -> str:
     name = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
     return f"{'https' if deployment.tls.cert_file else 'http'}://{name}:{port}"
+
+
+def _dashboard_told(deployment: Deployment, url: str) -> str:
+    return f"\n  {url}/dashboard shows what it does\n" if deployment.dashboard else ""
 
 
 def _roles_told(deployment: Deployment, ready: Counter[str]) -> str:

@@ -143,6 +143,39 @@ class Membership(Protocol):
         """
 
 
+class View(Protocol):
+    """What a dashboard shows, as bytes that are sent as they are."""
+
+    def file(self, name: str) -> tuple[str, bytes] | None:
+        """Content type and bytes of a file of its page."""
+
+    def source(self) -> bytes:
+        """What is shown; JSON, as all that follows."""
+
+    async def request(self, name: str) -> bytes | None:
+        """What became of a request, by number or by the id of its answer; None where it is not known."""
+
+    async def instance(self, instance_id: int) -> bytes | None:
+        """What happened to an instance; None where it is not known."""
+
+
+class LiveView(View, Protocol):
+    """Of a running fleet."""
+
+    @property
+    def period_s(self) -> float:
+        """What `snapshot` gives is no older."""
+
+    def snapshot(self) -> bytes: ...
+
+
+class RecordedView(View, Protocol):
+    """Of what was."""
+
+    def frames_from(self, first: int) -> bytes:
+        """Some snapshots, from the one of that number on."""
+
+
 class Backend(Fleet, Protocol):
     """A fleet that also knows what it offers; otherwise whoever builds the gateway says so."""
 

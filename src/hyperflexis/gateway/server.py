@@ -19,10 +19,11 @@ from prometheus_client.registry import Collector
 
 from hyperflexis.core.slo import ServiceClass
 from hyperflexis.gateway.access import KeyRing
-from hyperflexis.gateway.backend import Backend, Fleet, Membership, Offer, ServedModel
+from hyperflexis.gateway.backend import Backend, Fleet, LiveView, Membership, Offer, ServedModel
 from hyperflexis.gateway.body import read_body, too_large
 from hyperflexis.gateway.chat import chat_prompt
 from hyperflexis.gateway.completions import completion_prompts
+from hyperflexis.gateway.dashboard import LiveDashboard
 from hyperflexis.gateway.errors import ApiError, invalid
 from hyperflexis.gateway.generation import Generation
 from hyperflexis.gateway.guard import Guard, Handler
@@ -61,6 +62,7 @@ class Gateway:
         admin_address: tuple[str, int] | None = None,
         collectors: Sequence[Collector] = (),
         tracer: Tracer | None = None,
+        view: LiveView | None = None,
     ) -> None:
         """Prepare; nothing listens before `start`.
 
@@ -77,6 +79,7 @@ class Gateway:
             membership: What attaches and detaches instances for whoever asks; None: nobody may.
             collectors: What else `/metrics` shows.
             tracer: Who traces requests; None: nobody does.
+            view: What /dashboard shows; None: there is none.
             allow_push: False sends every event through aiohttp, one task wake each.
             keys: Who may ask, and for what; None: whoever reaches it.
             tls: With what connections are encrypted; None: not at all.
@@ -95,6 +98,7 @@ class Gateway:
         self._membership = membership
         self._collectors = collectors
         self._tracer = tracer
+        self._dashboard = None if view is None else LiveDashboard(view)
         self._codec: TextCodec
         self._generation: Generation
         addresses = [(host, port)] if admin_address is None else [(host, port), admin_address]
@@ -106,7 +110,7 @@ class Gateway:
         )
         routings = [self._all_routes] if admin_address is None else [self._client_routes, self._admin_routes]
         self._listeners = [
-            Listener(routing, _speak_openai, host=each, port=number, limits=self._limits, tls=tls)
+            Listener(routing, speak_openai, host=each, port=number, limits=self._limits, tls=tls)
             for routing, (each, number) in zip(routings, addresses, strict=True)
         ]
         self.ports: list[int] = []
@@ -151,6 +155,8 @@ class Gateway:
         if not self.ports:
             return
         self.ports = []
+        if self._dashboard is not None:
+            self._dashboard.end()
         self._generation.end_all()
         await self._generation.drain(STOP_GRACE_S)
         await self._stop_listening()
@@ -183,6 +189,8 @@ class Gateway:
         if self._membership is not None:
             routes.add_post("/instances", guard.admin(self._attach), expect_handler=expect)
             routes.add_delete("/instances/{name}", guard.admin(self._detach))
+        if self._dashboard is not None:
+            self._dashboard.add_to(routes, guard.admin)
 
     def _on_refused(self, status: int) -> None:
         self._generation.metrics.account_refused(NO_CLASS, status)
@@ -314,7 +322,7 @@ def _spelled(model: ServedModel) -> dict[str, Any]:
 
 
 @web.middleware
-async def _speak_openai(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def speak_openai(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turn every error into OpenAI's shape."""
     try:
         return await handler(request)
