@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from helpers.builders import instance, request
 from hyperflexis.core.demand import Asked, Demand, arrived
-from hyperflexis.core.recent import ENOUGH, FIRST, LONGEST_S, SAMPLE_S, SHORTEST_S, Known, Recent
+from hyperflexis.core.recent import ENOUGH, FIRST, LONGEST_S, SAMPLE_S, SHORTEST_S, Known, Lately, Recent
 
 ON = instance()
 
@@ -95,3 +95,15 @@ def test_what_is_known_is_of_what_has_come(looks: list[tuple[int, int, float]]) 
             assert found.requests >= FIRST - 1e-6
             assert Demand() <= found.demand
             assert max(found.demand.prefill_s, found.lately.prefill_s) <= highest_s + 1e-6
+
+
+def test_demand_of_a_window_is_spread_over_all_of_it() -> None:
+    window, ledger, found = Lately(20.0), {"": Asked()}, []
+    for look in range(80):
+        found.append(window.look(ledger, [], ON, look * SAMPLE_S).prefill_s)
+        if look < 40:
+            ledger = {"": ledger[""].plus(arrived(request(prompt_tokens=100), ON))}
+    assert found[20] == pytest.approx(20 * 0.1 / 20.0), "as if nothing had come before"
+    assert found[40] == pytest.approx(40 * 0.1 / 20.0)
+    assert found[60] == pytest.approx(20 * 0.1 / 20.0)
+    assert found[79] == pytest.approx(1 * 0.1 / 20.0)

@@ -127,9 +127,10 @@ def test_work_without_a_near_deadline_wants_nothing() -> None:
     assert count(demand.last(PLAN_S)) > before
 
 
-def test_more_requests_than_there_are_seats_want_more_instances() -> None:
+@pytest.mark.parametrize("start_s", [3.0, 30.0])
+def test_more_requests_than_there_are_seats_want_more_instances(start_s: float) -> None:
     """Their work alone would not."""
-    demand = Demand(1)
+    demand = Demand(1, start_s=start_s)
     demand.cluster.instances[0].capacity = capacity(blocks=200_000, block_tokens=16, seqs_max=8)
     for _ in range(20):
         demand.cluster.ready[0].place(demand.arrive(), 4001, demand.now)
@@ -137,6 +138,7 @@ def test_more_requests_than_there_are_seats_want_more_instances() -> None:
     wanted = demand.last(PLAN_S)
     assert dict(wanted.reason.numbers)["need"] == pytest.approx(needed)
     assert count(wanted) >= math.ceil(needed)
+    assert count(demand.last(60)) >= math.ceil(needed)
 
 
 def test_fewer_are_wanted_only_after_a_while() -> None:

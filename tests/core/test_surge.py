@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hyperflexis.core.surge import (
-    HEADROOM,
     LEVEL_HORIZONS,
     LEVEL_MIN_S,
     PRIOR,
@@ -65,21 +64,16 @@ def test_steady_demand_is_not_expected_to_grow(level: float) -> None:
     surge = Surge(3.0, 100.0)
     for tick in range(100):
         surge.observe(tick / 2, level, level)
-    assert surge.most(1.0) == pytest.approx(level)
+    assert surge.grown(1.0) == pytest.approx(level)
 
 
-@given(
-    seen=st.lists(st.tuples(st.floats(0, 100), st.floats(0, 1)), min_size=SEEN_MIN + 3, max_size=120),
-    quantile=st.floats(0, 1),
-)
-def test_little_more_is_expected_than_would_have_been_enough_and_no_less_than_is_needed(
-    seen: list[tuple[float, float]], quantile: float
-) -> None:
-    surge = Surge(2.0, 60.0)
-    for at, (need, share) in enumerate(seen):
-        surge.observe(at, need, share * need)
-    need, enough = seen[-1][0], max(need * share for need, share in seen[-61:])
-    assert need <= surge.most(quantile) <= max(need, HEADROOM * enough) + 1e-9
+@given(seen=st.lists(st.floats(0, 100), min_size=1, max_size=120))
+def test_enough_is_what_was_always_enough_lately(seen: list[float]) -> None:
+    surge, memory_s, horizon_s = Surge(2.0, 60.0), 60, 2
+    for at, enough in enumerate(seen):
+        surge.observe(at, 1.0, enough)
+    is_known = min(len(seen) - horizon_s, memory_s + 1) >= SEEN_MIN
+    assert surge.enough() == (max(seen[-memory_s - 1 :]) if is_known else math.inf)
 
 
 def test_what_grew_long_ago_is_forgotten() -> None:
@@ -97,10 +91,10 @@ def test_bursts_are_expected_to_go_on_and_lulls_to_end_only_if_one_is_sure() -> 
         need = 10.0 if tick % 60 < 10 else 1.0
         surge.observe(tick, need, need)
         if tick > 300 and tick % 60 == 8:
-            assert surge.most(0.5) == pytest.approx(10.0, rel=0.1)
+            assert surge.grown(0.5) == pytest.approx(10.0, rel=0.1)
         if tick > 300 and tick % 60 == 40:
-            assert surge.most(0.5) < 2.0
-            assert surge.most(1.0) == pytest.approx(10.0, rel=0.1)
+            assert surge.grown(0.5) < 2.0
+            assert surge.grown(1.0) == pytest.approx(10.0, rel=0.1)
 
 
 counts = st.tuples(st.integers(0, 50), st.floats(0, 1), st.booleans(), st.booleans())
@@ -113,7 +107,10 @@ def test_caution_stays_within_its_bounds(seen: list[tuple[int, float, bool, bool
         placed, late = placed + new, late + round(late_part * new)
         caution.observe(placed, late, was_short=was_short, is_quick=is_quick)
         assert caution.QUANTILE_BOUNDS[0] <= caution.quantile <= caution.QUANTILE_BOUNDS[1]
-        assert caution.MARGIN_BOUNDS_S[0] <= caution.margin_s <= caution.MARGIN_BOUNDS_S[1]
+        assert 0.0 <= caution.margin_s <= caution.MARGIN_BOUNDS_S[1]
+        assert 0.0 <= caution.goes_on <= 1.0
+        assert caution.goes_on == 1.0 or caution.margin_s == 0.0
+        assert caution.HEADROOM_BOUNDS[0] <= caution.headroom <= caution.HEADROOM_BOUNDS[1]
 
 
 def test_what_was_not_foreseen_raises_the_quantile_and_what_was_not_enough_the_margin() -> None:
@@ -134,6 +131,31 @@ def test_where_starts_are_quick_less_is_held_ready() -> None:
         quick.observe(2 * looks, looks, was_short=True, is_quick=True)
         slow.observe(2 * looks, looks, was_short=True, is_quick=False)
     assert quick.quantile == Caution.QUICK_QUANTILE < slow.quantile
+
+
+def test_what_was_not_foreseen_raises_the_headroom_where_starts_are_slow() -> None:
+    quick, slow = Caution(0.05), Caution(0.05)
+    for caution, is_quick in ((quick, True), (slow, False)):
+        caution.observe(100, 50, was_short=True, is_quick=is_quick)
+    assert quick.headroom == Caution.HEADROOM_BEGINS < slow.headroom
+
+
+def test_while_nothing_is_late_less_is_taken_to_go_on() -> None:
+    caution = Caution(0.05)
+    for looks in range(1, 101):
+        caution.observe(10 * looks, 0, was_short=False, is_quick=True)
+    assert caution.margin_s == 0.0
+    assert caution.goes_on < 1.0
+    caution.observe(1100, 100, was_short=False, is_quick=True)
+    assert caution.goes_on == 1.0
+
+
+def test_what_is_overlooked_teaches_nothing() -> None:
+    caution, fresh = Caution(0.05), Caution(0.05)
+    caution.overlook(100, 100)
+    caution.observe(100, 100, was_short=True, is_quick=False)
+    assert (caution.quantile, caution.margin_s) == (fresh.quantile, fresh.margin_s)
+    assert caution.headroom == fresh.headroom
 
 
 @given(share=st.floats(0.01, 0.2))

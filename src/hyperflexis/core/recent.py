@@ -75,6 +75,23 @@ class Recent:
         raise AssertionError("nothing is remembered")
 
 
+class Lately:
+    """Demand of the last so many seconds, with answers as long as they were within `LONGEST_S`."""
+
+    def __init__(self, window_s: float) -> None:
+        self._window_s = window_s
+        self._seen: deque[tuple[float, Ledger]] = deque()
+
+    def look(self, ledger: Ledger, running: Iterable[Request], instance: Instance, now: float) -> Demand:
+        """Say what it is, of instances like this one. As if nothing had come before it was first looked at."""
+        ledger, seen = with_running(ledger, running), self._seen
+        seen.append((now, ledger))
+        while seen[0][0] < now - LONGEST_S:
+            seen.popleft()
+        before = next(each for at_s, each in seen if at_s >= now - self._window_s)
+        return per_second(ledger, before, seen[0][1], self._window_s, instance)
+
+
 def _differ(lately: Demand, whole: Demand, share: float) -> bool:
     """Whether prefills or decodes are more or less than they were, by more than a share."""
     pairs = ((lately.prefill_s, whole.prefill_s), (lately.decode_s, whole.decode_s))

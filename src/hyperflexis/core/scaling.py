@@ -7,9 +7,13 @@ pace that the fixed part takes, KV in tokens, and SEQS how many requests an inst
     need       N = max((rho + L) / (u - f), kv / (v KV), seqs / (v SEQS))      instances
     rho        the most, over horizons F, of the prefill that is due within F of its arrival and arrived within the
                last F, per F - lost (demand bound of earliest-deadline-first scheduling)
-    wanted     the level of N times the growth that is to be expected until a start helps (`surge`), and at least what
-               the work that waits needs: for each deadline d later than that, what n instances leave undone by d, over
-               the time that one more would have for it
+    enough     E: the same of what came in hindsight (`due_work`), and of the decodes that it brings
+    wanted     the level of N times the growth that is to be expected until a start helps (`surge`), bounded by E; and
+               at least what the work that waits needs: for each deadline d later than that, what n instances leave
+               undone by d, over the time that one more would have for it
+
+What has begun to come is answered by starts that are quick. A slow one helps when most of it is over, so that there
+the need, too, is bounded by E.
 
 Need and terms are the findings'; growth by quantile, caution by feedback and the bound by deadlines are ours. There is
 no mean over longer windows than promises: what came before has been done, and the growth says what may come again. What
@@ -22,7 +26,6 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -31,6 +34,7 @@ from hyperflexis.core.cluster import Cluster
 from hyperflexis.core.commands import Reason, Why
 from hyperflexis.core.due_work import DEFERRABLE_S, WorkHistory
 from hyperflexis.core.instance import Instance, Role
+from hyperflexis.core.recent import Lately
 from hyperflexis.core.sizing import Sizing, Wanted
 from hyperflexis.core.surge import Caution, Surge
 
@@ -42,6 +46,8 @@ SHARE_MIN = 0.05
 """Of an instance's time, what is left beside fixed parts of steps at the least: where a promise is impossible."""
 SLOW_QUANTILE = 0.8
 """Where they are not, more is held ready from the first."""
+DECODES_S = 20.0
+"""Decodes in hindsight are those of requests that came within so long: about as long as answers last."""
 
 
 class Scaler(Protocol):
@@ -79,6 +85,8 @@ class Need(NamedTuple):
     need: float
     enough: float
     """What would have been enough so far."""
+    held: float = 0.0
+    """For what is held now, KV and seats, which no peak of a moment makes."""
 
 
 class _Most(NamedTuple):
@@ -131,6 +139,7 @@ class ProactiveScaler:
     def __init__(self, rules: ScalerRules | None = None) -> None:
         self._rules = rules or ScalerRules()
         self._work = WorkHistory()
+        self._asked = Lately(DECODES_S)
         self._pools: dict[Role, _Pool] = {}
         self._cautions: dict[str, Caution] = {}
         """By service class."""
@@ -139,6 +148,10 @@ class ProactiveScaler:
         self._seen: tuple[float, ...] = ()
         """All work that had arrived when it was last planned."""
         self._is_quick = False
+        self._has_caught_up = False
+        """Whether there have been as many instances as were needed. Where starts are slow, what is late before that
+        says how long the first of them take, and nothing of what may come.
+        """
         self._model: Instance | None = None
         """An instance like those that will come."""
 
@@ -155,12 +168,13 @@ class ProactiveScaler:
         self._model = cluster.ready[0]
         start_s = sizing.start_s() + PLAN_S
         state = fleet_state(cluster, self._model)
-        needs = self._needs(state, cluster, prefilling, decoding, now)
+        needs = self._needs(state, cluster, sizing, now)
         for role, need in needs.items():
             self._pools.setdefault(role, _Pool(self._rules)).observe(need, start_s, now)
         self._is_quick = start_s < QUICK_S
         self._learn(cluster, is_short=any(_ready(cluster, role, sizing) < need.need for role, need in needs.items()))
-        found = {role: self._most(self._pools[role].surge(start_s), start_s) for role in needs}
+        expected = {role: self._expected(self._pools[role].surge(start_s), need) for role, need in needs.items()}
+        found = {role: self._most(most, self._pools[role].surge(start_s)) for role, most in expected.items()}
         decodes_too = state if prefilling is decoding else None
         waiting = self._for_waiting(_ready(cluster, prefilling, sizing), decodes_too, cluster, start_s, now)
         if waiting > found[prefilling].instances:
@@ -172,7 +186,8 @@ class ProactiveScaler:
         if not cluster.requests and now - self._used_s >= self._rules.idle_s:
             counts = dict.fromkeys(counts, 0)
             reason = Reason(Why.IDLE, (("idle_s", now - self._used_s),))
-        return Wanted(counts, reason, self._asleep(sizing, start_s, counts))
+        asleep = sum(max(0, math.ceil(expected[role]) - count) for role, count in counts.items())
+        return Wanted(counts, reason, asleep if sizing.fleet.asleep_max else 0)
 
     def _first(self, roles: set[Role], cluster: Cluster, sizing: Sizing) -> Wanted | None:
         """One that can begin and one that can go on, if somebody waits."""
@@ -180,28 +195,33 @@ class ProactiveScaler:
             return None
         return Wanted(dict.fromkeys(roles, 1), Reason(Why.FIRST))
 
-    def _needs(
-        self, state: FleetState, cluster: Cluster, prefilling: Role, decoding: Role, now: float
-    ) -> dict[Role, Need]:
+    def _needs(self, state: FleetState, cluster: Cluster, sizing: Sizing, now: float) -> dict[Role, Need]:
+        prefilling, decoding = _roles(sizing)
         self._work.observe(cluster.due_work.by_term, now)
         rules = self._rules
         room = max(state.kv_tokens / state.kv_capacity, state.seqs / state.seqs_max) / rules.room_share
         share = max(SHARE_MIN, rules.time_share - state.fixed_share)
         due, done = self._work.due_rate(now, self._margin_s), self._work.hindsight_rate(now)
+        due = min(due, done + self._goes_on * max(0.0, due - done))
+        asked = self._asked.look(cluster.asked, cluster.requests.values(), cluster.ready[0], now).decode_s
+        had_room = room if room <= _ready(cluster, decoding, sizing) else 0.0  # Else much of it is a queue's.
         if prefilling is decoding:
-            both = (max((work + state.decode_share) / share, room) for work in (due, done))
-            return {prefilling: Need(*both)}
-        decodes = max(state.decode_share / share, room)
+            need, enough = (due + state.decode_share) / share, (done + asked) / share
+            return {prefilling: Need(max(need, room), max(enough, had_room), room)}
         return {
             prefilling: Need(due / rules.time_share, done / rules.time_share),
-            decoding: Need(decodes, decodes),
+            decoding: Need(max(state.decode_share / share, room), max(asked / share, had_room), room),
         }
 
     def _learn(self, cluster: Cluster, *, is_short: bool) -> None:
         for name, (placed, late) in cluster.placements.items():
             if name not in self._cautions:
                 self._cautions[name] = Caution(self._rules.late_share)
-            self._cautions[name].observe(placed, late, was_short=is_short, is_quick=self._is_quick)
+            if self._has_caught_up or self._is_quick:
+                self._cautions[name].observe(placed, late, was_short=is_short, is_quick=self._is_quick)
+            else:
+                self._cautions[name].overlook(placed, late)
+        self._has_caught_up |= not is_short
 
     @property
     def _quantile(self) -> float:
@@ -213,16 +233,29 @@ class ProactiveScaler:
     def _margin_s(self) -> float:
         return max((each.margin_s for each in self._cautions.values()), default=Caution.MARGIN_BEGINS_S)
 
-    def _most(self, surge: Surge, start_s: float) -> _Most:
+    @property
+    def _goes_on(self) -> float:
+        return max((each.goes_on for each in self._cautions.values()), default=1.0)
+
+    @property
+    def _headroom(self) -> float:
+        return max((each.headroom for each in self._cautions.values()), default=Caution.HEADROOM_BEGINS)
+
+    def _expected(self, surge: Surge, need: Need) -> float:
         """What may be needed until a start helps."""
-        quantile = self._quantile
+        grown, bound = surge.grown(self._quantile), self._headroom * surge.enough()
+        if self._is_quick:
+            return max(need.need, min(grown, bound))
+        return min(max(need.need, grown), max(need.held, bound))
+
+    def _most(self, instances: float, surge: Surge) -> _Most:
         numbers = (
             ("need", surge.need),
             ("level", surge.level),
-            ("growth", surge.factor(quantile)),
-            ("within_s", start_s),
+            ("growth", surge.factor(self._quantile)),
+            ("within_s", surge.horizon_s),
         )
-        return _Most(surge.most(quantile), Reason(Why.DEMAND, numbers))
+        return _Most(instances, Reason(Why.DEMAND, numbers))
 
     def _for_waiting(
         self, serving: int, decodes_too: FleetState | None, cluster: Cluster, start_s: float, now: float
@@ -245,14 +278,6 @@ class ProactiveScaler:
             if left_s > 0:
                 more = max(more, left_s / (share * (deadline_s - now - start_s)))
         return serving + more if more > 0.2 else 0.0
-
-    def _asleep(self, sizing: Sizing, start_s: float, counts: Mapping[Role, int]) -> int:
-        """What may be needed before a start could help, beyond what is awake: to be woken then."""
-        if not sizing.fleet.asleep_max:
-            return 0
-        quantile = self._quantile
-        most = {role: math.ceil(self._pools[role].surge(start_s).most(quantile)) for role in counts}
-        return sum(max(0, most[role] - count) for role, count in counts.items())
 
 
 def _roles(sizing: Sizing) -> tuple[Role, Role]:

@@ -7,14 +7,13 @@ Without a model of arrivals: with N(t) the need at instant t and M(t) its level,
 is known h later, and the factor for the next h is a quantile of the g of the last minutes, of instants that were like
 this one: in which N / M was about as large. In a lull that is how likely a burst is to come, in a burst how it goes on.
 No more is expected than would have been enough within these minutes, in hindsight, and some more: a need answers what
-has begun to come as if it went on, and most of it does not. What may come before help
-could arrive is so held ready: little where starts are quick or demand is smooth, and near the peak where they are slow
-and it is not.
+has begun to come as if it went on, and most of it does not. What may come before help could arrive is so held ready:
+little where starts are quick or demand is smooth, and near the peak where they are slow and it is not.
 
-Which quantile, and how much of a term is lost to what the need leaves out (prefills that cannot be split, queues that
-are not even), is found by feedback. Of each class's work a small share may be placed where it will be late; while it is
-more, caution rises, else it falls (adaptive conformal inference, Gibbs and Candes 2021). Knows no instances and no
-requests.
+Which quantile, how much more than was enough, how far what has begun to come is taken to go on, and how much of a term
+is lost to what the need leaves out (prefills that cannot be split, queues that are not even), is found by feedback. Of
+each class's work a small share may be placed where it will be late; while it is more, caution rises, else it falls
+(adaptive conformal inference, Gibbs and Candes 2021). Knows no instances and no requests.
 """
 
 from __future__ import annotations
@@ -30,8 +29,6 @@ SEEN_MIN = 20
 PRIOR = 1.25
 STATES = (0.7, 0.9, 1.1, 1.4, 1.8, 2.5, 3.5)
 """Of the need over its level, between what is told apart."""
-HEADROOM = 1.25
-"""How much more is expected than would ever have been enough."""
 LEVEL_MIN_S, LEVEL_HORIZONS = 5.0, 2.0
 """The level decays over so many horizons, and no faster than that."""
 
@@ -70,7 +67,7 @@ class Surge:
         """(instant, level, state) whose horizon has not passed."""
         self._peaks: deque[tuple[float, float]] = deque()
         """(instant, need) in falling order of needs: the first is the largest since the oldest open instant."""
-        self._highest: deque[tuple[float, float]] = deque()
+        self._enough: deque[tuple[float, float]] = deque()
         """The same of what would have been enough, over all the memory."""
         self._seen: deque[tuple[float, float, int]] = deque()
         self._all = Growths()
@@ -84,11 +81,11 @@ class Surge:
         while self._peaks and self._peaks[-1][1] <= need:
             self._peaks.pop()
         self._peaks.append((now, need))
-        while self._highest and self._highest[-1][1] <= enough:
-            self._highest.pop()
-        self._highest.append((now, enough))
-        while self._highest[0][0] < now - self._memory_s:
-            self._highest.popleft()
+        while self._enough and self._enough[-1][1] <= enough:
+            self._enough.pop()
+        self._enough.append((now, enough))
+        while self._enough[0][0] < now - self._memory_s:
+            self._enough.popleft()
         self._open.append((now, self.level, self._state()))
         while self._open and self._open[0][0] <= now - self.horizon_s:
             instant_s, then, state = self._open.popleft()
@@ -117,14 +114,13 @@ class Surge:
         known = self._all.quantile(quantile) if len(self._all) >= SEEN_MIN else PRIOR
         return max(known, self._ratio())
 
-    def most(self, quantile: float) -> float:
-        """The need to be ready for."""
-        grown = self.factor(quantile) * (self.level + SMOOTHING) - SMOOTHING
-        return max(self.need, min(grown, self._largest()))
+    def grown(self, quantile: float) -> float:
+        """The need that may come within the horizon, so sure."""
+        return self.factor(quantile) * (self.level + SMOOTHING) - SMOOTHING
 
-    def _largest(self) -> float:
-        """Some more than would have been enough lately."""
-        return HEADROOM * self._highest[0][1] if len(self._all) >= SEEN_MIN else math.inf
+    def enough(self) -> float:
+        """With which all that came within the memory would have been in time; infinite before much is known."""
+        return self._enough[0][1] if len(self._all) >= SEEN_MIN else math.inf
 
 
 class Dial:
@@ -153,14 +149,16 @@ class Dial:
 class Caution:
     """How sure to be, and how much more a need is than the formula says: by what came of both, for one service class.
 
-    What is late while there were fewer instances than were needed was not foreseen: the quantile rises. What is late
-    although there were as many needs more than was thought: the margin rises, as if so many seconds of a term were
-    lost. Where starts are quick the quantile does not rise far: to answer what has come costs less than to hold ready
-    what may come.
+    What is late while there were fewer instances than were needed was not foreseen: the quantile rises, and where
+    starts are slow the headroom. What is late although there were as many needs more than was thought: the margin
+    rises, as if so many seconds of a term were lost. While nothing is late it falls below none, and the need towards
+    what is enough in hindsight. Where starts are quick the quantile does not rise far: to answer what has come costs
+    less than to hold ready what may come.
     """
 
     QUANTILE_BOUNDS, QUANTILE_BEGINS, QUANTILE_GAIN = (0.3, 0.98), 0.5, 0.02
-    MARGIN_BOUNDS_S, MARGIN_BEGINS_S, MARGIN_GAIN = (0.0, 4.0), 2.0, 0.2
+    MARGIN_BOUNDS_S, MARGIN_BEGINS_S, MARGIN_GAIN = (-4.0, 4.0), 2.0, 0.6
+    HEADROOM_BOUNDS, HEADROOM_BEGINS, HEADROOM_GAIN = (1.0, 4.0), 1.25, 0.02
     QUICK_QUANTILE = 0.9
 
     def __init__(self, late_share: float) -> None:
@@ -168,6 +166,7 @@ class Caution:
         self._quantile = Dial(late_share, self.QUANTILE_GAIN, self.QUANTILE_BOUNDS, self.QUANTILE_BEGINS)
         self._quantile_max = 1.0
         self._margin = Dial(late_share, self.MARGIN_GAIN, self.MARGIN_BOUNDS_S, self.MARGIN_BEGINS_S)
+        self._headroom = Dial(late_share, self.HEADROOM_GAIN, self.HEADROOM_BOUNDS, self.HEADROOM_BEGINS)
 
     @property
     def quantile(self) -> float:
@@ -175,7 +174,21 @@ class Caution:
 
     @property
     def margin_s(self) -> float:
-        return self._margin.value
+        return max(0.0, self._margin.value)
+
+    @property
+    def goes_on(self) -> float:
+        """To what share it is taken to go on that has begun to come, beyond what is enough in hindsight."""
+        return min(1.0, 1.0 - self._margin.value / self.MARGIN_BOUNDS_S[0])
+
+    @property
+    def headroom(self) -> float:
+        """How much more is expected than would have been enough."""
+        return self._headroom.value
+
+    def overlook(self, placed: int, late: int) -> None:
+        """Learn nothing of what was placed so far."""
+        self._placed, self._late = placed, late
 
     def observe(self, placed: int, late: int, *, was_short: bool, is_quick: bool) -> None:
         """So much was placed so far, so much of it where it will be late."""
@@ -184,3 +197,5 @@ class Caution:
         self._quantile.observe(new, new_late if was_short else 0)
         self._margin.observe(new, 0 if was_short else new_late)
         self._quantile_max = self.QUICK_QUANTILE if is_quick else 1.0
+        if not is_quick:
+            self._headroom.observe(new, new_late if was_short else 0)
