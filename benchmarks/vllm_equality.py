@@ -23,8 +23,9 @@ import sys
 import tempfile
 import threading
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -152,11 +153,14 @@ class Breaking:
     def __init__(self, server: Server) -> None:
         self._port = int(server.url.rpartition(":")[2])
         self._streams = 0
+        self._ended = asyncio.Event()
 
-    async def serve(self, said: Future[str], ended: asyncio.Event) -> None:
+    async def serve(self, said: Future[tuple[str, Callable[[], None]]]) -> None:
+        """Tell its address, and what ends it from another thread."""
+        end = partial(asyncio.get_running_loop().call_soon_threadsafe, self._ended.set)
         async with await asyncio.start_server(self._pass, "127.0.0.1", 0) as listening:
-            said.set_result(f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}")
-            await ended.wait()
+            said.set_result((f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}", end))
+            await self._ended.wait()
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, back = await asyncio.open_connection("127.0.0.1", self._port)
@@ -187,14 +191,14 @@ class Breaking:
 @contextlib.contextmanager
 def breaking(server: Server) -> Iterator[str]:
     """The address at which every second stream of this server breaks off."""
-    said: Future[str] = Future()
-    loop, ended = asyncio.new_event_loop(), asyncio.Event()
-    thread = threading.Thread(target=loop.run_until_complete, args=[Breaking(server).serve(said, ended)])
+    said: Future[tuple[str, Callable[[], None]]] = Future()
+    thread = threading.Thread(target=asyncio.run, args=[Breaking(server).serve(said)])
     thread.start()
+    url, end = said.result()
     try:
-        yield said.result()
+        yield url
     finally:
-        loop.call_soon_threadsafe(ended.set)
+        end()
         thread.join()
 
 
