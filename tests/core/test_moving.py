@@ -280,6 +280,21 @@ def test_suspended_work_keeps_its_blocks_from_more_important_work() -> None:
     assert body.ended.keys() == {0, 1}
 
 
+def test_decode_that_loses_its_blocks_to_what_is_expected_is_told_without_a_step() -> None:
+    """Nothing is computed then: who looks at that alone would say nothing, and the decode would be thought to go on."""
+    one = scheduler(blocks=3, block_tokens=4)
+    body = Body(one)
+    one.add(sequence(1, prompt=4, max_tokens=8))
+    assert one.expect(2, 8, 12) is not None
+    body.step()
+    plan = one.plan(body.now)
+    assert (plan.chunks, plan.preempted) == ([], [1])
+    assert not plan.is_void
+    one.commit(plan, {}, body.now)
+    one.check()
+    assert one.plan(body.now).is_void
+
+
 def test_lost_blocks_show_as_another_tenure() -> None:
     body = Body(scheduler(blocks=4, block_tokens=4))
     body.scheduler.add(sequence(0, prompt=10, max_tokens=6))

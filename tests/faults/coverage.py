@@ -7,9 +7,9 @@ and of starts is no table there: their states and events are named here.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
 
@@ -42,53 +42,95 @@ LIVE = [
 ]
 
 
+Pairs = Mapping[tuple[str, str], str]
+
+
 @dataclass(frozen=True)
 class Table:
     title: str
     states: Sequence[str]
     events: Sequence[str]
-    impossible: frozenset[tuple[str, str]] = frozenset()
+    absent: frozenset[tuple[str, str]] = frozenset()
     """What the core's own table does not have."""
+    impossible: Pairs = field(default_factory=dict)
+    """What cannot be, and why not."""
 
 
 def _life(title: str, transitions: dict[Any, dict[Any, Any]], steps: Iterable[Any]) -> Table:
     lives = {state: ways for state, ways in transitions.items() if ways}
-    impossible = {(state.value, step.value) for state in lives for step in steps if step not in lives[state]}
-    return Table(title, [state.value for state in lives], [step.value for step in steps], frozenset(impossible))
+    absent = {(state.value, step.value) for state in lives for step in steps if step not in lives[state]}
+    return Table(title, [state.value for state in lives], [step.value for step in steps], frozenset(absent))
 
 
+def _all(states: Iterable[str], events: Iterable[str], why: str) -> dict[tuple[str, str], str]:
+    return {(state, event): why for state in states for event in events}
+
+
+AT_INSTANCE = ["finished", "returned", "started", "began", "preempted", "suspended", "resumed", "arrived"]
 REQUESTS = _life("Steps of requests", requests.TRANSITIONS, list(RequestStep))
 INSTANCES = _life("Steps of instances", instances.TRANSITIONS, list(InstanceStep))
 ABOUT_REQUESTS = Table(
     "Events about requests, and the state that they find",
     [*LIVE, ELSEWHERE, GONE],
-    [
-        *("cancelled", "finished", "returned", "transfer failed"),
-        *("started", "began", "preempted", "suspended", "resumed", "arrived"),
-    ],
+    ["cancelled", "transfer failed", *AT_INSTANCE],
+    impossible={
+        **_all(["queued"], ["transfer failed", *AT_INSTANCE], "who is queued is at no instance, and moves nowhere"),
+        **_all(["decoding"], ["resumed", "arrived"], "it stands still before, and that is reported before"),
+        **_all(["standing"], ["started", "began", "suspended"], "what stands still is in no step"),
+        **_all([ELSEWHERE], ["cancelled", "transfer failed"], "these name no instance that has it"),
+    },
 )
 ABOUT_INSTANCES = Table(
     "Events about instances, and the state that they find",
     [*(state.value for state in instances.TRANSITIONS if instances.TRANSITIONS[state]), GONE],
     ["ready", "reported", "drained", "lost"],
+    impossible={
+        **_all(["linking", "ready", "draining", "asleep"], ["ready"], "it is said once for each start"),
+        **_all([GONE], ["ready", "reported", "lost"], "nothing is heard of an instance after its end"),
+    },
 )
 LINKS = Table(
-    "Links", ["pending", "up", "failed", "replaced", GONE], ["up", "down", "silent", "tried again", "end gone"]
+    "Links",
+    ["pending", "up", "failed", "replaced", GONE],
+    ["up", "down", "silent", "tried again", "end gone"],
+    impossible={
+        **_all(["up", "failed", "replaced", GONE], ["silent"], "only what is pending is waited for"),
+        **_all(["pending", "up", "replaced", GONE], ["tried again"], "only what has failed is tried again"),
+        **_all(["up"], ["up"], "it is said once for each version"),
+        **_all(["replaced", GONE], ["end gone"], "there is no such link any more"),
+    },
 )
 MOVES = Table(
     "Moves, by the state of what moves",
     [*(state for state in LIVE if state != RequestState.QUEUED.value), GONE],
     ["done", "failed", "source lost", "given back", "target lost", "cancelled"],
+    impossible={
+        **_all(["decoding"], ["done"], "it stands still before it arrives"),
+        **_all(["in transit"], ["source lost", "given back"], "its source has lost it already"),
+        **_all([GONE], ["given back", "cancelled"], "it has ended"),
+    },
 )
 GIVERS = Table(
     "The giving end, by what is there",
     ["absent", "computed", "called for", "stopped", "handed off"],
     ["call", "left", "stay", "taken", "forget"],
+    impossible={
+        **_all(["computed", "called for"], ["taken"], "it stands still before it is taken"),
+    },
 )
 TAKERS = Table(
     "The taking end, by what it waits for",
     ["nothing", "answer", "copy"],
-    ["settled", "last", GONE, "late", "copied", "given up"],
+    ["settled", "last", GONE, "copied", "given up"],
+    impossible={
+        **_all(
+            ["nothing"],
+            ["settled", "last", GONE, "copied", "given up"],
+            "words of moves that are over are dropped before",
+        ),
+        **_all(["copy"], ["settled", "last", GONE], "what is heard meanwhile is kept until the copy has ended"),
+        **_all(["answer"], ["copied"], "nothing is being copied"),
+    },
 )
 STARTS = Table("Starts", [source.value for source in StartSource], ["ready", "lost", "given up"])
 TABLES = [REQUESTS, INSTANCES, ABOUT_REQUESTS, ABOUT_INSTANCES, LINKS, MOVES, GIVERS, TAKERS, STARTS]
@@ -114,10 +156,17 @@ class Coverage:
     def never(self, table: Table) -> list[tuple[str, str]]:
         """What was not met although the table has it."""
         pairs = [(state, event) for state in table.states for event in table.events]
-        return [pair for pair in pairs if pair not in table.impossible and not self.worlds[table.title, *pair]]
+        cannot = table.absent | table.impossible.keys()
+        return [pair for pair in pairs if pair not in cannot and not self.worlds[table.title, *pair]]
+
+    def unforeseen(self) -> list[tuple[str, str, str]]:
+        """What was met although it cannot be."""
+        return [
+            (table.title, *pair) for table in TABLES for pair in table.impossible if self.worlds[table.title, *pair]
+        ]
 
     def markdown(self) -> str:
-        """All tables: in how many worlds each pair was met; empty where there is no such step."""
+        """All tables: in how many worlds each pair was met. Empty: there is no such step. A dash: it cannot be."""
         return "\n".join(line for table in TABLES for line in self._rows(table))
 
     def _rows(self, table: Table) -> Iterator[str]:
@@ -125,13 +174,18 @@ class Coverage:
         yield f"| | {' | '.join(table.events)} |"
         yield "|---" * (1 + len(table.events)) + "|"
         for state in table.states:
-            counts = [self.worlds[table.title, state, event] for event in table.events]
-            cells = [
-                "" if (state, event) in table.impossible else str(count or "never")
-                for event, count in zip(table.events, counts, strict=True)
-            ]
-            yield f"| {state} | {' | '.join(cells)} |"
+            yield f"| {state} | {' | '.join(self._cell(table, state, event) for event in table.events)} |"
         yield ""
+        for why in dict.fromkeys(table.impossible.values()):
+            pairs = [f"{event} while {state}" for (state, event), each in table.impossible.items() if each == why]
+            yield f"- {', '.join(pairs)}: {why}."
+        if table.impossible:
+            yield ""
+
+    def _cell(self, table: Table, state: str, event: str) -> str:
+        if count := self.worlds[table.title, state, event]:
+            return str(count)
+        return "" if (state, event) in table.absent else "–" if (state, event) in table.impossible else "never"
 
     def _note(self, table: Table, state: str, event: str) -> None:
         self._met.add((table.title, state, event))
@@ -225,9 +279,7 @@ class Coverage:
                 self._on_move(moves, request_id, f"{end} lost")
 
     def _on_take(self, taker: Taker, answer: Answer) -> None:
-        taking = taker._taking.get(answer.request_id)
-        is_late = taking is None or taking.call.move != answer.move
-        kind = "late" if is_late else GONE if answer.is_gone else "last" if answer.is_last else "settled"
+        kind = GONE if answer.is_gone else "last" if answer.is_last else "settled"
         self._note(TAKERS, _at_taker(taker, answer.request_id), kind)
 
 

@@ -74,7 +74,8 @@ class ProcessClock:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self.offset_s = 0.0
-        self.slowness = 1.0
+        self.slownesses: list[float] = []
+        """Factors by which everything takes longer; the largest counts."""
         self._stops = 0
         self._due: list[_Call] = []
         """What became due while it stood still."""
@@ -94,7 +95,7 @@ class ProcessClock:
 
     def call_later(self, delay_s: float, action: Callable[..., object], *words: Any) -> _Call:
         call = _Call(action, words)
-        call.handle = self._loop.call_later(delay_s * self.slowness, self.perform, call)
+        call.handle = self._loop.call_later(delay_s * max(self.slownesses, default=1.0), self.perform, call)
         return call
 
     def perform(self, call: _Call) -> None:

@@ -64,6 +64,29 @@ FOUND = {
             Fault(at_s=3.5, kind="resize", amount=3),
         ),
     ),
+    "the only decode loses its blocks to one that is on its way, and nobody is told": Plan(
+        seed=3505,
+        setting=Setting(
+            roles=("prefill", "decode", "decode"),
+            policy="hyperflexis:roles=planned",
+            restlessness=1.0,
+            spare=1,
+            blocks=12,
+            startup_s=0.0,
+            copy_s=0.3,
+        ),
+        asks=(
+            Ask(at_s=0.016, prompt_tokens=15, max_tokens=16),
+            Ask(at_s=0.132, prompt_tokens=84, text=1),
+            Ask(at_s=0.2),
+            Ask(at_s=0.244, prompt_tokens=15),
+            Ask(at_s=0.252, text=1),
+            Ask(at_s=0.0),
+            Ask(at_s=0.291, prompt_tokens=40),
+            Ask(at_s=0.3, prompt_tokens=85, max_tokens=13),
+        ),
+        faults=(Fault(at_s=0.249, kind="hang", amount=2.0),),
+    ),
 }
 
 

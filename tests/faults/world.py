@@ -140,9 +140,9 @@ class World:
 
     async def _look(self, after_s: float = LOOK_S) -> None:
         await asyncio.sleep(after_s)
-        self.account.look()
-        if self.accidents:
+        if self.accidents:  # These come first: what is found now may follow from them.
             raise self.accidents[0]
+        self.account.look()
 
     def submit(self, ask: Ask) -> None:
         client = FaultyClient(ask)
@@ -282,13 +282,8 @@ def _hang(world: World, process: Process, fault: Fault, __: int | None) -> None:
 
 
 def _slow(world: World, process: Process, fault: Fault, __: int | None) -> None:
-    factor = 2.0 + fault.which
-    clock = process.clock
-
-    def scale(by: float) -> None:
-        clock.slowness *= by
-
-    world.last(fault.amount, lambda: scale(factor), lambda: scale(1 / factor))
+    factor, slownesses = 2.0 + fault.which, process.clock.slownesses
+    world.last(fault.amount, lambda: slownesses.append(factor), lambda: slownesses.remove(factor))
 
 
 def _clock(_: World, process: Process, fault: Fault, __: int | None) -> None:

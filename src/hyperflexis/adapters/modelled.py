@@ -189,7 +189,7 @@ class ModelledAdapter:
                 action()
         self._stepping.moves.answer(now)
         plan = self.scheduler.plan(now)
-        if not plan.chunks and not self._stepping.has_news():
+        if plan.is_void and not self._stepping.has_news():
             self._is_stepping = False
             return
         self._loop.call_later(self._step_s(plan.shape), self._end_step, plan, now)

@@ -298,6 +298,11 @@ class StepPlan:
         return not self.prefills and not self._running.sequences
 
     @property
+    def is_void(self) -> bool:
+        """Nothing is computed, and nobody has lost blocks either: there is no step to run, and none to tell."""
+        return self.is_empty and not self.preempted
+
+    @property
     def shape(self) -> StepShape:
         """What the (first) step computes."""
         if not self.prefills:

@@ -187,7 +187,7 @@ class SimInstance:
                 action()
         self.moves.answer(may_stop=False)
         plan = self.scheduler.plan(now, self._steps_alike())
-        if plan.is_empty and not self._has_changed and not self.moves.may_stop():
+        if plan.is_void and not self._has_changed and not self.moves.may_stop():
             self._is_awake = False
             return
         self._plan = plan

@@ -168,7 +168,7 @@ class Instance:
             self._stepping.moves.answer(now)
             plan = self._scheduler.plan(now)
             is_stalled = not plan.chunks
-            if plan.chunks or self._stepping.has_news():
+            if not plan.is_void or self._stepping.has_news():
                 self._step(plan)
 
     def _listen(self, timeout_s: float | None) -> None:
