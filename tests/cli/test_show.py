@@ -7,6 +7,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from hyperflexis.cli import keys, sources
 from hyperflexis.cli.deployment import MS_MAX, MS_MIN, PRIORITY_MAX, PRIORITY_MIN, Deployment, contradictions
@@ -76,9 +77,15 @@ def test_every_key_is_shown_once_and_only_sections_lack_a_source(deployment: Dep
     assert sorted(bare) == sorted(_quoted(each) for each in _headings(deployment))
 
 
-def _headings(deployment: Deployment) -> list[str]:
-    sections = ["ray", "vllm", "engine", "journal", "limits", "prices", "scaling", "weights"]
-    return [*sections, *(["classes", *deployment.classes] if deployment.classes else [])]
+def _headings(section: BaseModel) -> list[str]:
+    found = []
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            found += [name, *_headings(value)]
+        elif isinstance(value, dict) and value:
+            found += [name, *value]
+    return found
 
 
 def _quoted(name: str) -> str:
@@ -176,6 +183,9 @@ def test_comments_are_aligned_and_name_the_source(tmp_path: Path) -> None:
         "journal:",
         "  path: null                # default",
         "  size_mib_max: 1024        # default",
+        "tracing:",
+        "  endpoint: null            # default",
+        "  sample_share: 1           # default",
         "dashboard: true             # default",
         "classes:",
         "  chat:",
@@ -184,6 +194,7 @@ def test_comments_are_aligned_and_name_the_source(tmp_path: Path) -> None:
         "    e2e_ms: null            # default",
         "    priority: 0             # default",
         "    refuse_late: false      # default",
+        "    attainment_min: 0.99    # default",
         "default_class: default      # default",
         "drain_timeout_s: 30         # default",
     ]

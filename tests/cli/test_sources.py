@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hyperflexis.cli import keys, sources
-from hyperflexis.cli.deployment import ClassSection
+from hyperflexis.cli.deployment import ServedClassSection
 from hyperflexis.cli.errors import OperatorError
 from hyperflexis.core.fleet import Range
 from hyperflexis.core.instance import Role
@@ -72,9 +72,9 @@ def test_sources_merge_key_by_key(config: Path) -> None:
     engine = settings.deployment.engine
     assert (engine.block_tokens, engine.seqs_max, engine.prefill_tokens_max) == (64, 8, 512)
     assert settings.deployment.classes == {
-        "code": ClassSection(ttft_ms=700, tpot_ms=100, priority=1),
-        "chat": ClassSection(),
-        "batch": ClassSection(),
+        "code": ServedClassSection(ttft_ms=700, tpot_ms=100, priority=1),
+        "chat": ServedClassSection(),
+        "batch": ServedClassSection(),
     }
 
 
@@ -117,7 +117,7 @@ def test_empty_sections_change_nothing(text: str, tmp_path: Path) -> None:
 def test_class_without_targets_may_be_bare(tmp_path: Path) -> None:
     file = tmp_path / "serve.yaml"
     file.write_text("classes:\n  batch:\n", encoding="utf-8")
-    assert sources.load(config=file).deployment.classes == {"batch": ClassSection()}
+    assert sources.load(config=file).deployment.classes == {"batch": ServedClassSection()}
 
 
 def test_yaml_anchors_and_merges(tmp_path: Path) -> None:
@@ -131,10 +131,10 @@ def test_yaml_anchors_and_merges(tmp_path: Path) -> None:
         encoding="utf-8",
     )
     assert sources.load(config=file).deployment.classes == {
-        "a": ClassSection(ttft_ms=300, priority=1),
-        "b": ClassSection(ttft_ms=300, priority=2),
-        "c": ClassSection(ttft_ms=300, priority=2),
-        "d": ClassSection(ttft_ms=400, priority=2),
+        "a": ServedClassSection(ttft_ms=300, priority=1),
+        "b": ServedClassSection(ttft_ms=300, priority=2),
+        "c": ServedClassSection(ttft_ms=300, priority=2),
+        "d": ServedClassSection(ttft_ms=400, priority=2),
     }
 
 
@@ -189,6 +189,8 @@ def _example(key: keys.Key) -> str:
     examples |= {"roles": "planned", "launcher": "ray", "ray.strategy": "pack"}
     examples |= {"ray.address": "10.0.0.1:6379", "ray.gpus_per_instance": "0.5"}
     examples |= dict.fromkeys(("weights.donors", "weights.lend_on"), "one:9000")
+    examples |= {"tracing.endpoint": "http://127.0.0.1:4318", "tracing.sample_share": "0.5", "dashboard": "false"}
+    examples |= {"classes.<name>.attainment_min": "0.5"}
     kind = keys.kind_at(key.path)
     by_kind = {int: "7", float: "7", bool: "true"}
     return examples.get(key.dotted) or by_kind.get(kind, "text")
@@ -239,7 +241,7 @@ def test_every_key_has_a_twin_in_the_environment_and_a_set(key: keys.Key) -> Non
             "bad name 'a b' in serve.yaml:2: a class name is 1 to 64 letters, digits, '-' or '_'",
         ),
         ("classes: [a]\n", _bad("classes", 1, "['a'] should be a mapping of names")),
-        ("limits: 3\n", _bad("limits", 1, "3 should be a mapping of body_mib, stream_buffer_kib, requests_max, prio")),
+        ("limits: 3\n", _bad("limits", 1, "3 should be a mapping of connections_max, head_timeout_s, body_timeout_s,")),
         ("default_class: a\n", _bad("default_class", 1, "'a' should be one of the classes: default")),
         ("port: 1\nport: 2\n", "serve.yaml:2: 'port' is given twice, first in line 1"),
         ("engine:\n  seqs_max: 1\n  seqs_max: 1\n", "serve.yaml:3: 'seqs_max' is given twice, first in line 2"),
