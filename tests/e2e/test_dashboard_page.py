@@ -199,7 +199,8 @@ def test_two_hundred_instances_have_a_box_each(large: str, open_page: Open) -> N
     page.locator(".box").nth(199).wait_for()
     assert page.locator(".box").count() == 200
     assert page.locator("#fleet").get_attribute("data-size") == "dot"
-    assert page.get_by_role("button", name="i17, mixed, ready").count() == 1
+    named = page.get_by_role("button", name="i17, mixed, ready")
+    sync_api.expect(named).to_have_count(1, timeout=PATIENCE_MS)
     assert violations(page) == []
 
 
