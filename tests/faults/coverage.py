@@ -56,10 +56,13 @@ class Table:
     """What cannot be, and why not."""
 
 
-def _life(title: str, transitions: dict[Any, dict[Any, Any]], steps: Iterable[Any]) -> Table:
+def _life(
+    title: str, transitions: dict[Any, dict[Any, Any]], steps: Iterable[Any], impossible: Pairs | None = None
+) -> Table:
     lives = {state: ways for state, ways in transitions.items() if ways}
     absent = {(state.value, step.value) for state in lives for step in steps if step not in lives[state]}
-    return Table(title, [state.value for state in lives], [step.value for step in steps], frozenset(absent))
+    states, events = [state.value for state in lives], [step.value for step in steps]
+    return Table(title, states, events, frozenset(absent), impossible or {})
 
 
 def _all(states: Iterable[str], events: Iterable[str], why: str) -> dict[tuple[str, str], str]:
@@ -67,7 +70,12 @@ def _all(states: Iterable[str], events: Iterable[str], why: str) -> dict[tuple[s
 
 
 AT_INSTANCE = ["finished", "returned", "started", "began", "preempted", "suspended", "resumed", "arrived"]
-REQUESTS = _life("Steps of requests", requests.TRANSITIONS, list(RequestStep))
+REQUESTS = _life(
+    "Steps of requests",
+    requests.TRANSITIONS,
+    list(RequestStep),
+    _all(["waiting"], ["go on"], "vLLM servers alone do so: what they resume waits for its blocks, and may move on"),
+)
 INSTANCES = _life("Steps of instances", instances.TRANSITIONS, list(InstanceStep))
 ABOUT_REQUESTS = Table(
     "Events about requests, and the state that they find",

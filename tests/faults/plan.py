@@ -114,9 +114,11 @@ class Setting(Brief):
     """Of each role, where there may be more."""
     asleep_max: int = 0
     requests_max: int = 1000
+    chunk_tokens: int = 64
     blocks: int = 40
     seqs_max: int = 4
     startup_s: float = 0.05
+    start_timeout_s: float = 8.0
     message_s: float = 0.0005
     copy_s: float = 0.005
     kv_token_bytes: int = 1000
@@ -168,9 +170,11 @@ def _draw_setting(chance: random.Random) -> Setting:
         least=chance.choice([0, 1]) if is_elastic and not has_roles else 1,
         asleep_max=chance.choice([0, 2, 2]) if is_elastic else 0,
         requests_max=chance.choice([1000, 1000, 12]),
+        chunk_tokens=chance.choice([16, 64]),
         blocks=chance.choice([12, 40, 60]),
         seqs_max=chance.choice([1, 2, 4, 16]),
         startup_s=chance.choice([0.0, 0.05, 0.5]),
+        start_timeout_s=chance.choice([3.0, 8.0]),
         message_s=chance.choice([0.0, 0.0005, 0.02, 0.1]),
         copy_s=chance.choice([0.0, 0.005, 0.05, 0.3]),
         kv_token_bytes=chance.choice([1000, 1000, 10**9]),

@@ -34,7 +34,6 @@ WAIT_S = 1.0
 """How long faults go on waiting for commands when all else has happened."""
 LOOK_S = 0.01
 CALM_LOOK_S = 0.1
-START_TIMEOUT_S = 3.0
 
 
 class BrokenClientError(Exception):
@@ -106,7 +105,7 @@ class World:
         self.loop.set_exception_handler(lambda _, context: self._note_accident(context))
 
     def _policy(self) -> Policy:
-        made = create(self.plan.setting.policy, 64)
+        made = create(self.plan.setting.policy, self.plan.setting.chunk_tokens)
         return restless(made, self._whim) if self.plan.setting.restlessness else made
 
     def _note_accident(self, context: dict[str, object]) -> None:
@@ -254,7 +253,7 @@ def fleet_of(setting: Setting, add: int = 0) -> FleetBounds:
         sources=(StartSource.PEER, StartSource.CACHE, StartSource.DISK) if setting.has_sources else (StartSource.DISK,),
         startup_s=dict.fromkeys(StartSource, 0.1),
         asleep_max=setting.asleep_max,
-        start_timeout_s=START_TIMEOUT_S,
+        start_timeout_s=setting.start_timeout_s,
         launch_backoff_s=0.2,
     )
 
