@@ -174,6 +174,23 @@ def test_target_is_asked_too_about_what_has_ended_at_the_source_that_dies() -> N
     check(made, moves)
 
 
+def test_source_that_gave_a_request_back_while_it_moved_may_die() -> None:
+    """It has lost it already. That once broke the control plane."""
+    made, moves = world()
+    one = decoding(made)
+    source = made.ready[0]
+    begun(made, moves, one)
+    source.remove(one)
+    asked = moves.lose_request(one)
+    check(made, moves)
+    lose(made, 0)
+    assert moves.lose_source(source) == asked
+    assert (one.state, one.instance_id) == (RequestState.IN_TRANSIT, None)
+    assert moves.done(Arrival(7, 0, 10, 1), 1)
+    check(made, moves)
+    assert one.state is RequestState.DECODING
+
+
 def test_target_that_dies_ends_its_moves_only() -> None:
     made, moves = world(3)
     one, other = standing(made), decoding(made, 8)

@@ -125,7 +125,10 @@ class Migrations:
             request = moved.request
             if moved.source is not instance:
                 continue
-            if self._cluster.requests.get(request.id) is request:  # Else it has ended; the target waits all the same.
+            is_live = self._cluster.requests.get(request.id) is request  # Else the target waits all the same.
+            if (
+                is_live and request.state is not RequestState.IN_TRANSIT
+            ):  # As it is if its instance gave it back before.
                 request.stop_counting()
                 request.step(RequestStep.LOSE)
                 request.instance_id = None
