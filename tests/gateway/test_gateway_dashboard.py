@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
 from gateway_fakes import Served, on_loop, served
 from yarl import URL
 
@@ -98,6 +102,24 @@ async def test_stream_tells_snapshot_after_snapshot_and_ends_with_the_server() -
         await gate.gateway.stop()
         async for _ in answer.content:  # To its end, which is a proper one.
             pass
+
+
+@on_loop
+async def test_who_leaves_makes_no_noise_and_room_for_another() -> None:
+    app = web.Application(logger=logging.getLogger("left"))
+    dashboard_ = dashboard.LiveDashboard(FakeView())
+    dashboard_.add_to(app.router, lambda handler: handler)
+    said: list[str] = []
+    logging.getLogger("left").addFilter(lambda record: said.append(record.getMessage()) or False)  # type: ignore[func-returns-value]
+    server = TestServer(app)
+    async with TestClient(server) as client:
+        answer = await client.get("/dashboard/events")
+        await answer.content.readline()
+        assert dashboard_._streams == 1
+        answer.close()
+        while dashboard_._streams:  # noqa: ASYNC110 nobody tells when the server has noticed
+            await asyncio.sleep(0.001)
+    assert said == []
 
 
 @on_loop

@@ -126,6 +126,8 @@ def _head(snapshot: Snapshot) -> Text:
         ("  cost/h ", "dim"),
         f"{cost.per_hour:.2f}",
     )
+    if snapshot.is_blind:
+        text.append("  it cannot be followed any more: see the server's log", "red")
     if snapshot.missing:
         text.append(f"  {snapshot.missing} events are not known of", "red")
     return text

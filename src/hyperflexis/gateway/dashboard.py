@@ -105,21 +105,22 @@ class LiveDashboard:
         if self._streams >= LISTENERS_MAX:
             raise ApiError(503, f"{LISTENERS_MAX} dashboards are open already.", code="too_many_dashboards")
         self._streams += 1
-        try:
-            return await self._stream(request)
-        finally:
-            self._streams -= 1
-
-    async def _stream(self, request: web.Request) -> web.StreamResponse:
         headers = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-store", **_HEADERS}
         response = web.StreamResponse(headers=headers)
-        await response.prepare(request)
+        with contextlib.suppress(ConnectionError):  # Whoever looked has left, as they do.
+            try:
+                await response.prepare(request)
+                await self._tell(response)
+            finally:
+                self._streams -= 1
+        return response
+
+    async def _tell(self, response: web.StreamResponse) -> None:
         while not self._ending.is_set():
             await response.write(data_event(self._view.snapshot()))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._view.period_s):
                     await self._ending.wait()
-        return response
 
 
 class RecordedDashboard:

@@ -74,7 +74,6 @@ class LiveView:
             "model": self._model,
             "wall_s": self._wall_s,
             "period_s": PERIOD_S,
-            "is_blind": self._is_blind,
             "history": list(self._watch.history.samples),
         }
         return _encode(told)
@@ -83,7 +82,8 @@ class LiveView:
         """The fleet as it is now, or was within the period."""
         now = self._clock()
         if self._told is None or now >= self._told[0] + PERIOD_S / 2:
-            self._told = now, _encode(self._watch.snapshot(now))
+            seen = self._watch.snapshot(now)
+            self._told = now, _encode(msgspec.structs.replace(seen, is_blind=self._is_blind))
         return self._told[1]
 
     async def request(self, name: str) -> bytes | None:

@@ -150,6 +150,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     """The latest of history."""
     missing: int
     """Events that are not known of, as they could not be written."""
+    is_blind: bool = False
+    """Nothing newer is known: the fleet cannot be followed any more, for a fault that the log tells."""
 
 
 class Chapter(msgspec.Struct, frozen=True):

@@ -8,31 +8,23 @@ import { Figures } from "./figures.js";
 import { Fleet } from "./fleet.js";
 import { Player } from "./player.js";
 import { Queue } from "./queue.js";
-import { ask, Live, pause, useKey, whenKeyIsWanted } from "./source.js";
+import { ask, Live, pause } from "./source.js";
 import { Story } from "./story.js";
 import { Clock } from "./words.js";
 
-const STATES = { waiting: "connecting", live: "live", lost: "connection lost", recorded: "recording" };
+const STATES = { waiting: "connecting", live: "live", lost: "connection lost", recorded: "recording", blind: "cannot follow the fleet any more: see the log" };
 
 function tellState(state) {
   say(byId("status"), STATES[state]);
   set(byId("status"), "data-state", state);
 }
 
-function wireForms() {
+function wireForm() {
   byId("find").addEventListener("submit", (event) => {
     event.preventDefault();
     const name = byId("find-name").value.trim();
     if (/^i\d+$/.test(name)) location.hash = `instance/${name.slice(1)}`;
     else if (name) location.hash = `request/${encodeURIComponent(name.replace(/^#/, ""))}`;
-  });
-  whenKeyIsWanted(() => {
-    byId("key").hidden = false;
-  });
-  byId("key").addEventListener("submit", (event) => {
-    event.preventDefault();
-    useKey(byId("key-text").value);
-    byId("key").hidden = true;
   });
 }
 
@@ -47,7 +39,7 @@ async function found() {
 }
 
 async function main() {
-  wireForms();
+  wireForm();
   const source = await found();
   const clock = new Clock(source.wall_s);
   const views = [new Figures(byId("figures")), new Fleet(byId("fleet")), new Classes(byId("classes")), new Queue()];
@@ -69,7 +61,11 @@ async function main() {
     await new Player(source, clock, show, (history) => charts.begin(history)).run(source);
   } else {
     charts.begin(source.history);
-    await new Live(show, tellState).run();
+    const follow = (snapshot) => {
+      show(snapshot);
+      tellState(snapshot.is_blind ? "blind" : "live");
+    };
+    await new Live(follow, tellState).run();
   }
 }
 

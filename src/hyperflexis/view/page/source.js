@@ -1,36 +1,18 @@
 // Where snapshots come from: the stream of a running server, or the frames of a recording.
 
-const KEY = "hyperflexis-api-key";
 const RETRY_MS = [500, 1000, 2000, 5000];
 const FRAMES_KEPT = 320;
-
-/** Whoever asks for the key when a server wants one; gets a function to call with it. */
-let onKeyWanted = () => {};
-export const whenKeyIsWanted = (handler) => {
-  onKeyWanted = handler;
-};
-export const useKey = (key) => sessionStorage.setItem(KEY, key);
-
-async function get(path) {
-  const key = sessionStorage.getItem(KEY);
-  const answer = await fetch(`dashboard/${path}`, { headers: key ? { Authorization: `Bearer ${key}` } : {} });
-  if (answer.status === 401) {
-    onKeyWanted();
-    throw new Error("an API key is wanted");
-  }
-  return answer;
-}
 
 /** JSON, also that of a refusal. */
 export async function ask(path) {
   try {
-    return await (await get(path)).json();
+    return await (await fetch(`dashboard/${path}`)).json();
   } catch (error) {
     return { error: { message: String(error.message ?? error) } };
   }
 }
 
-/** Follows a server for ever. Read with fetch, not EventSource, which could not send a key. */
+/** Follows a server for ever. Read with fetch: of several events that came at once EventSource would hand out each. */
 export class Live {
   constructor(onSnapshot, onState) {
     this.onSnapshot = onSnapshot;
@@ -40,9 +22,8 @@ export class Live {
   async run() {
     for (let failures = 0; ; ) {
       try {
-        const answer = await get("events");
+        const answer = await fetch("dashboard/events");
         if (!answer.ok) throw new Error(`status ${answer.status}`);
-        this.onState("live");
         failures = 0;
         await this.read(answer.body.getReader());
       } catch {
