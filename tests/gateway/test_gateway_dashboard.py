@@ -123,10 +123,10 @@ async def test_who_leaves_makes_no_noise_and_room_for_another() -> None:
 
 
 @on_loop
-async def test_no_more_streams_than_there_may_be() -> None:
-    view = FakeView()
-    async with served(view=view) as gate:
-        open_ = [await gate.http.get(url(gate, "/dashboard/events")) for _ in range(dashboard.LISTENERS_MAX)]
+async def test_no_more_streams_than_there_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dashboard, "LISTENERS_MAX", 3)
+    async with served(view=FakeView()) as gate:
+        open_ = [await gate.http.get(url(gate, "/dashboard/events")) for _ in range(3)]
         async with gate.http.get(url(gate, "/dashboard/events")) as answer:
             assert answer.status == 503
         for each in open_:
