@@ -64,7 +64,27 @@ def test_steady_demand_is_not_expected_to_grow(level: float) -> None:
     surge = Surge(3.0, 100.0)
     for tick in range(100):
         surge.observe(tick / 2, level, level)
-    assert surge.grown(1.0) == pytest.approx(level)
+    assert surge.most(1.0, Caution.HEADROOM_BEGINS) == pytest.approx(level)
+    assert surge.most_ahead(1.0, Caution.HEADROOM_BEGINS, 0.0) == pytest.approx(level)
+
+
+@given(
+    seen=st.lists(st.tuples(st.floats(0, 100), st.floats(0, 1)), min_size=SEEN_MIN + 3, max_size=120),
+    quantile=st.floats(0, 1),
+    headroom=st.floats(1, 4),
+    held=st.floats(0, 100),
+)
+def test_little_more_is_expected_than_would_have_been_enough(
+    seen: list[tuple[float, float]], quantile: float, headroom: float, held: float
+) -> None:
+    """And where starts are quick, no less than is needed; where they are slow, no more than that and what is held."""
+    surge = Surge(2.0, 60.0)
+    for at, (need, share) in enumerate(seen):
+        surge.observe(at, need, share * need)
+    need, enough = seen[-1][0], max(need * share for need, share in seen[-61:])
+    assert need <= surge.most(quantile, headroom) <= max(need, headroom * enough) + 1e-9
+    ahead = surge.most_ahead(quantile, headroom, held)
+    assert min(need, held) <= ahead <= max(held, headroom * enough) + 1e-9
 
 
 @given(seen=st.lists(st.floats(0, 100), min_size=1, max_size=120))
@@ -91,10 +111,10 @@ def test_bursts_are_expected_to_go_on_and_lulls_to_end_only_if_one_is_sure() -> 
         need = 10.0 if tick % 60 < 10 else 1.0
         surge.observe(tick, need, need)
         if tick > 300 and tick % 60 == 8:
-            assert surge.grown(0.5) == pytest.approx(10.0, rel=0.1)
+            assert surge.most(0.5, 1.0) == pytest.approx(10.0, rel=0.1)
         if tick > 300 and tick % 60 == 40:
-            assert surge.grown(0.5) < 2.0
-            assert surge.grown(1.0) == pytest.approx(10.0, rel=0.1)
+            assert surge.most(0.5, 1.0) < 2.0
+            assert surge.most(1.0, 1.0) == pytest.approx(10.0, rel=0.1)
 
 
 counts = st.tuples(st.integers(0, 50), st.floats(0, 1), st.booleans(), st.booleans())

@@ -126,9 +126,8 @@ class Migrations:
             if moved.source is not instance:
                 continue
             is_live = self._cluster.requests.get(request.id) is request  # Else the target waits all the same.
-            if (
-                is_live and request.state is not RequestState.IN_TRANSIT
-            ):  # As it is if its instance gave it back before.
+            was_given_back = request.state is RequestState.IN_TRANSIT
+            if is_live and not was_given_back:
                 request.stop_counting()
                 request.step(RequestStep.LOSE)
                 request.instance_id = None

@@ -173,7 +173,7 @@ class ProactiveScaler:
             self._pools.setdefault(role, _Pool(self._rules)).observe(need, start_s, now)
         self._is_quick = start_s < QUICK_S
         self._learn(cluster, is_short=any(_ready(cluster, role, sizing) < need.need for role, need in needs.items()))
-        expected = {role: self._expected(self._pools[role].surge(start_s), need) for role, need in needs.items()}
+        expected = {role: self._expected(self._pools[role].surge(start_s), need.held) for role, need in needs.items()}
         found = {role: self._most(most, self._pools[role].surge(start_s)) for role, most in expected.items()}
         decodes_too = state if prefilling is decoding else None
         waiting = self._for_waiting(_ready(cluster, prefilling, sizing), decodes_too, cluster, start_s, now)
@@ -241,12 +241,11 @@ class ProactiveScaler:
     def _headroom(self) -> float:
         return max((each.headroom for each in self._cautions.values()), default=Caution.HEADROOM_BEGINS)
 
-    def _expected(self, surge: Surge, need: Need) -> float:
+    def _expected(self, surge: Surge, held: float) -> float:
         """What may be needed until a start helps."""
-        grown, bound = surge.grown(self._quantile), self._headroom * surge.enough()
         if self._is_quick:
-            return max(need.need, min(grown, bound))
-        return min(max(need.need, grown), max(need.held, bound))
+            return surge.most(self._quantile, self._headroom)
+        return surge.most_ahead(self._quantile, self._headroom, held)
 
     def _most(self, instances: float, surge: Surge) -> _Most:
         numbers = (

@@ -114,13 +114,21 @@ class Surge:
         known = self._all.quantile(quantile) if len(self._all) >= SEEN_MIN else PRIOR
         return max(known, self._ratio())
 
-    def grown(self, quantile: float) -> float:
-        """The need that may come within the horizon, so sure."""
-        return self.factor(quantile) * (self.level + SMOOTHING) - SMOOTHING
+    def most(self, quantile: float, headroom: float) -> float:
+        """The need to be ready for, so sure, where starts are quick: what has begun to come is answered."""
+        return max(self.need, min(self._grown(quantile), headroom * self.enough()))
+
+    def most_ahead(self, quantile: float, headroom: float, held: float) -> float:
+        """The same where they are slow: no peak is answered that will be over, but what is held now is."""
+        return min(max(self.need, self._grown(quantile)), max(held, headroom * self.enough()))
 
     def enough(self) -> float:
         """With which all that came within the memory would have been in time; infinite before much is known."""
         return self._enough[0][1] if len(self._all) >= SEEN_MIN else math.inf
+
+    def _grown(self, quantile: float) -> float:
+        """The need that may come within the horizon."""
+        return self.factor(quantile) * (self.level + SMOOTHING) - SMOOTHING
 
 
 class Dial:
