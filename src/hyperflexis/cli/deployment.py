@@ -172,7 +172,7 @@ class AuthSection(Section):
 
 
 class AdminSection(Section):
-    """Where the routes are that show or change the fleet: /metrics and /instances."""
+    """Where the routes are that show or change the fleet: /metrics, /dashboard and /instances."""
 
     host: Line = "127.0.0.1"
     """Address to listen on for them, if they have a port of their own."""
@@ -392,7 +392,7 @@ class Deployment(Section):
     auth: AuthSection = AuthSection()
     """Who may ask, and for what."""
     admin: AdminSection = AdminSection()
-    """Where the routes are that show or change the fleet: /metrics and /instances."""
+    """Where the routes are that show or change the fleet: /metrics, /dashboard and /instances."""
     tls: TlsSection = TlsSection()
     """Encryption of what clients and admins send and get."""
     limits: LimitsSection = LimitsSection()
@@ -402,7 +402,7 @@ class Deployment(Section):
     tracing: TracingSection = TracingSection()
     """Where what happens to single requests is told, for OpenTelemetry."""
     dashboard: bool = True
-    """Whether /dashboard shows the fleet, its requests and what was decided, to whoever reaches our port."""
+    """Whether /dashboard shows the fleet, its requests and what was decided: to admins where there are API keys."""
     classes: dict[ClassName, ServedClassSection] = Field(default_factory=dict)
     """Service classes by name: the promises and priority that their requests share."""
     default_class: str = DEFAULT_CLASS

@@ -238,20 +238,15 @@ class _Watch(NamedTuple):
     view: LiveView | None
 
 
-def _view(deployment: Deployment, control: ControlPlane) -> LiveView:
-    """What the dashboard shows."""
-    prices = control.sizing.fleet.prices
-    return LiveView(prices, deployment.service_classes(), deployment.public_name, wall_s=time.time())
-
-
 @contextlib.contextmanager
 def _watch(deployment: Deployment, control: ControlPlane) -> Iterator[_Watch]:
-    decisions = Decisions(
-        deployment.service_classes(), deployment.attainment_min(), deployment.prices(), clock=time.monotonic
-    )
+    classes, prices = deployment.service_classes(), deployment.prices()
+    decisions = Decisions(classes, deployment.attainment_min(), prices, clock=time.monotonic)
     with _journal(deployment, control) as journal, traces.tracing(deployment) as tracing:
         lives = () if tracing is None else (tracing.lives.observe,)
-        view = _view(deployment, control) if deployment.dashboard else None
+        view = None
+        if deployment.dashboard:
+            view = LiveView(prices, classes, deployment.public_name, wall_s=time.time())
         views = () if view is None else (view.observe,)
         yield _Watch((decisions.observe, *journal, *lives, *views), [decisions], tracing, view)
 
@@ -382,7 +377,7 @@ def _announce(deployment: Deployment, ready: Counter[str], gateway: Gateway, sec
 
   python -c "from openai import OpenAI; print(OpenAI(base_url='{url}/v1', api_key='{key}').completions.create(
       model='{name}', prompt='def fibonacci(n):', max_tokens=48, temperature=0).choices[0].text)"
-{_dashboard_told(deployment, url)}
+{_dashboard_told(deployment, gateway)}
 Ctrl-C stops.
 """)
     if admin:
@@ -394,8 +389,12 @@ def _url(deployment: Deployment, host: str, port: int) -> str:
     return f"{'https' if deployment.tls.cert_file else 'http'}://{name}:{port}"
 
 
-def _dashboard_told(deployment: Deployment, url: str) -> str:
-    return f"\n  {url}/dashboard shows what it does\n" if deployment.dashboard else ""
+def _dashboard_told(deployment: Deployment, gateway: Gateway) -> str:
+    """Where it is: with all that shows the fleet."""
+    if not deployment.dashboard:
+        return ""
+    host = deployment.host if deployment.admin.port is None else deployment.admin.host
+    return f"\n  {_url(deployment, host, gateway.ports[-1])}/dashboard shows what it does\n"
 
 
 def _roles_told(deployment: Deployment, ready: Counter[str]) -> str:

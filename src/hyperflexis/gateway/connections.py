@@ -13,9 +13,8 @@ from typing import cast
 from aiohttp import web
 
 from hyperflexis.gateway.errors import ApiError
+from hyperflexis.gateway.guard import Handler
 from hyperflexis.gateway.limits import Limits
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Connections:

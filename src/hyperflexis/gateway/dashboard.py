@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from aiohttp import web
 
 from hyperflexis.gateway.backend import LiveView, RecordedView, View
 from hyperflexis.gateway.errors import ApiError
 from hyperflexis.gateway.events import data_event
+from hyperflexis.gateway.guard import Handler
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Guarded = Callable[[Handler], Handler]
 LISTENERS_MAX = 64
 """Streams at a time: beyond that, 503."""

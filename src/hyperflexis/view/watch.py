@@ -1,6 +1,6 @@
 """Watches a fleet: hears every entry, and tells at any instant what there is to see.
 
-Time is an argument. An entry costs a few microseconds, whatever it says of tokens; a snapshot looks at every request
+Time is an argument. What an entry costs does not depend on what it says of tokens; a snapshot looks at every request
 that lives, and is made when somebody looks.
 """
 
