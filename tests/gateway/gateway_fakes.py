@@ -78,6 +78,8 @@ class Script:
     tokens: Sequence[int] = ()
     per_call: int = 1
     step_s: float = 0.0
+    turns: asyncio.Semaphore | None = None
+    """A call is made for each; None: without being asked."""
     end: End | None = None
     """None: what follows from the tokens, with a verdict."""
     forever: bool = False
@@ -160,6 +162,8 @@ class FakeBackend:
         sent = 0
         while True:
             for i in range(0, len(tokens), script.per_call):
+                if script.turns is not None:
+                    await script.turns.acquire()
                 if script.step_s:
                     await asyncio.sleep(script.step_s)
                 batch = tokens[i : i + script.per_call]
