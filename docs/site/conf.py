@@ -75,6 +75,6 @@ def _prepare(app: Sphinx, name: str, source: list[str]) -> None:
 
 def setup(app: Sphinx) -> None:
     app.add_lexer("keys", YamlLexer)
-    for shown in ("usage", "output"):
+    for shown in ("usage", "output", "promql"):
         app.add_lexer(shown, TextLexer)
     app.connect("source-read", _prepare)
