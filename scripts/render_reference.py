@@ -81,6 +81,8 @@ def _summary(name: str) -> str:
     with_roles = policies.create(name, 2048, roles="planned") if "roles" in policies.tunables(name) else plain
     marks = (_mark(getattr(plain, part), getattr(with_roles, part)) for part in ("binder", "planner", "scaler"))
     title = _docstring(name).partition("\n")[0]
+    if title.endswith(":"):  # it introduces what the summary has not
+        title = f"{title.rpartition('. ')[0]}."
     return f"| [{name}](#{name}) | {_cell(title)} | {' | '.join(marks)} |\n"
 
 

@@ -60,6 +60,17 @@ def test_every_page_is_there_with_its_pictures(site: Path) -> None:
     assert linked <= {file.name for file in (site / "_images").iterdir()}
 
 
+@pytest.mark.parametrize("folder", ["benchmarks/results", "docs/decisions", "docs/images", "examples"])
+def test_everything_in_a_folder_is_shown(folder: str) -> None:
+    """Files that are no pages may be left out without an error of the build."""
+    pages = [
+        page.read_text(encoding="utf-8") for page in [*(ROOT / "docs").glob("*.md"), *(ROOT / folder).glob("*.md")]
+    ]
+    files = [each for each in (ROOT / folder).rglob("*") if each.is_file() and each.name != "README.md"]
+    assert files
+    assert [file for file in files if not any(file.name in page for page in pages)] == []
+
+
 @pytest.mark.slow
 def test_first_page_leads_to_the_others(site: Path) -> None:
     (target,) = re.findall(r"url=([^\"]+)", (site / "index.html").read_text(encoding="utf-8"))

@@ -35,6 +35,7 @@ html_static_path = ["static"]
 html_copy_source = False
 html_use_index = False
 html_show_sphinx = False
+html_show_copyright = False
 
 _SECTION = re.compile(r"^## (.+)$", re.MULTILINE)
 _LINK = re.compile(r"\]\(([^):#]+)\)")
