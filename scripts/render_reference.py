@@ -83,7 +83,7 @@ def _summary(name: str) -> str:
     title = _docstring(name).partition("\n")[0]
     if title.endswith(":"):  # it introduces what the summary has not
         title = f"{title.rpartition('. ')[0]}."
-    return f"| [{name}](#{name}) | {_cell(title)} | {' | '.join(marks)} |\n"
+    return f"| [`{name}`](#{name}) | {_cell(title)} | {' | '.join(marks)} |\n"
 
 
 def _mark(part: object | None, part_with_roles: object | None) -> str:
