@@ -146,7 +146,7 @@ def test_commands_of_the_journal_page_run_one_after_the_other(tmp_path: Path) ->
     text = (ROOT / "docs" / "journal.md").read_text(encoding="utf-8")
     commands = re.findall(r"^    hyperflexis ((?:simulate|explain|replay) .*)$", text, re.MULTILINE)
     kinds = [command.split()[0] for command in commands]
-    assert kinds == ["simulate", "explain", "replay", "replay", "replay", "replay"]
+    assert kinds == ["simulate", "explain", "explain", "replay", "replay", "replay", "replay"]
     for command in commands:
         done = _run(command, tmp_path)
         assert done.stdout
