@@ -45,12 +45,13 @@ class End:
     def submit(self, request: int = 1, prompt: int = 10, max_tokens: int = 20) -> None:
         assert self.stepping.submit(submit(request, prompt, max_tokens), self.now)
 
-    def step(self) -> StepReport:
+    def step(self, errors: dict[int, str] | None = None) -> StepReport:
         self.now += 0.01
         self.stepping.moves.answer(self.now)
         plan = self.stepping.scheduler.plan(self.now)
-        sampled = {chunk.sequence.id: 7 for chunk in plan.chunks if chunk.samples}
-        report, _ = self.stepping.report(plan, StepOutcome(sampled, 0.01), self.now)
+        errors = errors or {}
+        sampled = {chunk.sequence.id: 7 for chunk in plan.chunks if chunk.samples and chunk.sequence.id not in errors}
+        report, _ = self.stepping.report(plan, StepOutcome(sampled, 0.01, errors), self.now)
         self.stepping.scheduler.check()
         return report
 
@@ -359,6 +360,18 @@ def test_handed_off_sequence_that_was_called_for_is_told_and_not_offered() -> No
     (answered,) = end.letters()
     assert isinstance(answered, Answered)
     assert answered.answer.is_last
+
+
+def test_sequence_that_fails_with_its_first_token_is_not_handed_off() -> None:
+    end = End()
+    end.stepping.reconfigure({"hands_off": True}, 2)
+    end.submit()
+    end.hear(Called(Call(1, 4, at_first_token=True)))
+    report = end.step(errors={1: "not finite"})
+    assert (report.finished, report.suspended, report.offers) == ([1], [], {})
+    (answered,) = end.letters()
+    assert isinstance(answered, Answered)
+    assert answered.answer.is_gone
 
 
 def test_handed_off_sequence_still_stands_when_a_taker_has_left() -> None:

@@ -113,6 +113,23 @@ def test_story_as_json(run: Run, run_of: Path) -> None:
     assert story["verdict"]["timeline"]["tokens"] > 0
 
 
+def test_story_of_an_instance(run: Run, run_of: Path) -> None:
+    code, out, err = run("explain", str(run_of), "i0")
+    assert (code, err) == (0, "")
+    head, *lines = out.splitlines()
+    assert head == "instance i0"
+    assert "starts as mixed" in lines[0]
+    assert any("is ready" in line for line in lines)
+    told = json.loads(run("explain", str(run_of), "i0", "--json").out)
+    assert [f"  {each['clock']}  {each['text']}" for each in told["chapters"]] == lines
+
+
+def test_instance_that_is_not_there(run: Run, run_of: Path) -> None:
+    code, out, err = run("explain", str(run_of), "i4000")
+    assert (code, out) == (2, "")
+    assert "nothing is there of an instance i4000" in err
+
+
 @pytest.mark.parametrize("name", ["4000", "cmpl-nobody"])
 def test_request_that_is_not_there(run: Run, run_of: Path, name: str) -> None:
     code, out, err = run("explain", str(run_of), name)

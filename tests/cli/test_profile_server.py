@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from paced_server import PacedServer
 
 from helpers.virtual_loop import run as run_in_virtual_time
@@ -19,7 +22,7 @@ from hyperflexis.cli import main, profile_server
 from hyperflexis.cli.errors import OperatorError, StartError
 from hyperflexis.cli.profile_file import read_samples
 from hyperflexis.cli.profile_server import QUICK
-from hyperflexis.cli.server_probe import Probe, _about
+from hyperflexis.cli.server_probe import About, Probe, _about, probing
 from hyperflexis.core.latency import LatencyModel, StepShape
 from hyperflexis.sim.profiles import load_profile
 
@@ -128,6 +131,27 @@ def test_nobody_there_is_one_clear_error() -> None:
         port = taken.getsockname()[1]
     with pytest.raises(StartError, match=f"no server answers at http://127.0.0.1:{port}"):
         profile_server.run(f"http://127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize("key", ["right", "wrong", ""])
+def test_key_is_taken_from_the_environment(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        if request.headers.get("Authorization") != "Bearer right":
+            return web.json_response({"error": "Unauthorized"}, status=401)
+        return web.json_response({"data": [{"id": "model", "max_model_len": 64}]})
+
+    async def meet() -> About:
+        application = web.Application()
+        application.router.add_get("/{anything:.*}", answer)
+        async with TestServer(application) as server, probing(str(server.make_url(""))) as probe:
+            return probe.about
+
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    if key == "right":
+        assert asyncio.run(meet()).model == "model"
+        return
+    with pytest.raises(StartError, match="asks for an API key"):
+        asyncio.run(meet())
 
 
 def test_refusal_is_told_in_the_servers_words(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:

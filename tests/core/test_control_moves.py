@@ -19,7 +19,7 @@ from hyperflexis.core.cluster import Cluster
 from hyperflexis.core.commands import Abandon, AssignRole, Cancel, Conclude, Migrate, Reason, Stay, Why
 from hyperflexis.core.control import MOVE_TRIES_MAX, STANDING_MAX_S, SWITCH_MAX_S, ControlPlane, Policy
 from hyperflexis.core.dispatch import Dispatcher, Placement, SloDispatcher
-from hyperflexis.core.events import Linked, LinkFailed, RequestCancelled, TransferFailed
+from hyperflexis.core.events import Linked, LinkFailed, RequestCancelled, RequestFinished, TransferFailed
 from hyperflexis.core.fleet import FleetBounds
 from hyperflexis.core.instance import Instance, InstanceState, Role
 from hyperflexis.core.links import PENDING_MAX_S, RETRY_S
@@ -408,6 +408,15 @@ def test_what_stands_still_for_too_long_goes_on() -> None:
     (stay,) = told(made, Stay)
     assert stay.request_id == number
     made.finish()
+
+
+def test_what_ends_while_it_stands_still_is_bound_no_more() -> None:
+    made, _ = running(P, M, target=None)
+    number = prefilled(made)
+    made.feed(RequestFinished(0, number, 1, failed=True))
+    made.control.check()
+    made.wait(STANDING_MAX_S + 0.3)
+    assert told(made, Stay) == told(made, Migrate) == []
 
 
 def test_without_a_link_to_anyone_it_stays_at_once() -> None:

@@ -74,7 +74,12 @@ REQUESTS = _life(
     "Steps of requests",
     requests.TRANSITIONS,
     list(RequestStep),
-    _all(["waiting"], ["go on"], "vLLM servers alone do so: what they resume waits for its blocks, and may move on"),
+    {
+        **_all(
+            ["waiting"], ["go on"], "vLLM servers alone do so: what they resume waits for its blocks, and may move on"
+        ),
+        **_all(["standing"], ["finish"], "what stands still is in no step that it could fail in"),
+    },
 )
 INSTANCES = _life("Steps of instances", instances.TRANSITIONS, list(InstanceStep))
 ABOUT_REQUESTS = Table(
@@ -84,7 +89,7 @@ ABOUT_REQUESTS = Table(
     impossible={
         **_all(["queued"], ["transfer failed", *AT_INSTANCE], "who is queued is at no instance, and moves nowhere"),
         **_all(["decoding"], ["resumed", "arrived"], "it stands still before, and that is reported before"),
-        **_all(["standing"], ["started", "began", "suspended"], "what stands still is in no step"),
+        **_all(["standing"], ["finished", "started", "began", "suspended"], "what stands still is in no step"),
         **_all([ELSEWHERE], ["cancelled", "transfer failed"], "these name no instance that has it"),
     },
 )

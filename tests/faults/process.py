@@ -226,15 +226,18 @@ class Process(Listener):
         self.modelled.post(leave)
 
     def fail(self, which: int, request_id: int | None, failing: Callable[[int], None]) -> None:
-        """Be unable to compute a request."""
+        """Be unable to compute a request's next token, or refuse what has not begun."""
 
-        def refuse() -> None:
-            if (sequence := self._pick(which, request_id)) is not None:
-                failing(sequence.id)
-                self.modelled._stepping.moves.cancelled(sequence.id, self.clock.time())
+        def despair() -> None:
+            if (sequence := self._pick(which, request_id)) is None:
+                return
+            failing(sequence.id)
+            if sequence.has_started:
+                self.modelled.uncomputable.add(sequence.id)
+            else:
                 self.modelled._stepping.refuse(sequence.id, "it cannot be computed")
 
-        self.modelled.post(refuse)
+        self.modelled.post(despair)
 
     def _pick(self, which: int, request_id: int | None) -> Sequence | None:
         here = {sequence.id: sequence for sequence in self.scheduler.sequences()}

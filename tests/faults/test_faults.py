@@ -72,7 +72,6 @@ RARE: list[tuple[Table, str, str, Plan]] = [
         *(REQUESTS, "standing", "requeue"),
         Plan(setting=replace(APART, blocks=12, message_s=0.02, copy_s=0.005), asks=BUSY, faults=(Fault(0.2, "kill"),)),
     ),
-    (REQUESTS, "standing", "finish", _upon_migrate(APART, BUSY, Fault(0.0, "fail", after_s=0.15))),
     (REQUESTS, "standing", "lose", _upon_migrate(APART, BUSY, Fault(0.0, "kill", after_s=0.1))),
     (
         *(REQUESTS, "in transit", "go on"),

@@ -83,6 +83,8 @@ class ModelledAdapter:
         pool = BlockPool(ready.blocks, ready.block_tokens)
         self._step_s = step_s or model.step_s
         self._next_token_of = next_token_of or _from_text
+        self.uncomputable: set[int] = set()
+        """Sequences whose next token cannot be computed here."""
         self._peers = _Peers(self, loop, ways or Ways())
         self._stepping = Stepping(StepScheduler(pool, ready.seqs_max, OnlineLatency(model)), self._peers)
         self._inbox: list[Callable[[], object]] = []
@@ -198,12 +200,17 @@ class ModelledAdapter:
         if self._is_closed:
             return
         now = self._loop.time()
-        sampled = {chunk.sequence.id: self._next_token_of(chunk.sequence) for chunk in plan.chunks if chunk.samples}
-        report, _ = self._stepping.report(plan, StepOutcome(sampled, now - began_s), now)
+        report, _ = self._stepping.report(plan, self._outcome(plan, now - began_s), now)
         self._listener.on_report(report)
         for letter in self._stepping.moves.letters():
             self.tell(letter)
         self._begin_step()
+
+    def _outcome(self, plan: StepPlan, duration_s: float) -> StepOutcome:
+        sampling = [chunk.sequence for chunk in plan.chunks if chunk.samples]
+        errors = {each.id: "it cannot be computed" for each in sampling if each.id in self.uncomputable}
+        sampled = {each.id: self._next_token_of(each) for each in sampling if each.id not in errors}
+        return StepOutcome(sampled, duration_s, errors)
 
 
 class _Peers:

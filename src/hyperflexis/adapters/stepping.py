@@ -126,7 +126,7 @@ class Stepping:
         finished = self.scheduler.commit(plan, sampled, now)
         for sequence_id in outcome.errors:
             self.scheduler.fail(sequence_id)
-        moves = self.moves.end_step(plan.handed_off, now)
+        moves = self.moves.end_step([i for i in plan.handed_off if i not in outcome.errors], now)
         refitted = has_computed and self.scheduler.observe(shape, outcome.duration_s)
         reasons = [FinishReason.STOP if end.by_stop else FinishReason.LENGTH for end in finished]
         ended = [end.sequence_id for end in finished]

@@ -17,6 +17,8 @@ import msgspec
 from hyperflexis.bench.answer import shortened
 from hyperflexis.bench.prompts import CHAT, IDS, TEXT, Form
 
+KEY_ENV = "OPENAI_API_KEY"
+"""As OpenAI's own clients have it."""
 WORDS_TRIED = (1, 101)
 """Lengths of two prompts, from which what one word comes to is told."""
 
@@ -86,7 +88,7 @@ async def meet(session: aiohttp.ClientSession, wanted: Wanted) -> Endpoint:
             counted = endpoint if endpoint.has_exact_prompts else await _measured(session, endpoint)
             return replace(counted, members={"stream": True, "stream_options": _USAGE, **counted.members})
         refusals.append(f"{endpoint.address} answers {status}: {shortened(text) or 'nothing'}")
-    raise EndpointError(refusals[0], "the model is chosen with --model, a key with OPENAI_API_KEY or --header")
+    raise EndpointError(refusals[0], f"the model is chosen with --model, a key with {KEY_ENV} or --header")
 
 
 _USAGE = {"include_usage": True}
@@ -164,5 +166,5 @@ async def _model(session: aiohttp.ClientSession, url: str) -> str:
         models = []
     if not models:
         said = f"{url} lists no models at /v1/models ({status}: {shortened(text) or 'nothing'})"
-        raise EndpointError(said, "name one with --model, or a key with OPENAI_API_KEY or --header")
+        raise EndpointError(said, f"name one with --model, or a key with {KEY_ENV} or --header")
     return models[0].id

@@ -26,7 +26,7 @@ import uvloop
 
 from hyperflexis import __version__
 from hyperflexis.bench.answer import End
-from hyperflexis.bench.endpoint import Endpoint, EndpointError, Wanted, meet
+from hyperflexis.bench.endpoint import KEY_ENV, Endpoint, EndpointError, Wanted, meet
 from hyperflexis.bench.load import Limits, Load, Promise
 from hyperflexis.bench.prompts import Prompts
 from hyperflexis.cli import cells, goodput, measured, scenario, simulate
@@ -39,7 +39,6 @@ from hyperflexis.sim.errors import InputError
 from hyperflexis.sim.job import Job
 from hyperflexis.sim.traces import TraceError
 
-KEY_ENV = "OPENAI_API_KEY"
 MISSED = 4
 """Exit code where a class attained less than --target."""
 NOTHING = 3

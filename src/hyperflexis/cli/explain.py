@@ -1,9 +1,10 @@
-"""`hyperflexis explain`: one request's story from a journal, for a person or as JSON."""
+"""`hyperflexis explain`: the story of one request or instance from a journal, for a person or as JSON."""
 
 from __future__ import annotations
 
 import datetime
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,17 +16,54 @@ from hyperflexis.journal.entries import told
 from hyperflexis.journal.header import Header
 from hyperflexis.journal.reading import Journal
 from hyperflexis.journal.story import Story, tell
+from hyperflexis.view.snapshot import Chapter
+from hyperflexis.view.stories import InstanceStories
 
 _DAY_CHARS, _CLOCK_CHARS = len("2026-11-29"), len("2026-11-29 12:03:04.120")
 
 
-def run(path: Path, request: str, *, as_json: bool) -> int:
-    """Print what became of a request; returns the exit code.
+_INSTANCE = re.compile(r"i(\d{1,9})")
+"""As instances are named everywhere; no answer's id looks like that."""
+
+
+def run(path: Path, who: str, *, as_json: bool) -> int:
+    """Print what became of a request or an instance; returns the exit code.
 
     Raises:
-        OperatorError: there is no such journal, or nothing in it of such a request.
+        OperatorError: there is no such journal, or nothing in it of such a one.
     """
     runs = journals.opened(path)
+    if instance := _INSTANCE.fullmatch(who):
+        return _explain_instance(runs, int(instance[1]), path, as_json=as_json)
+    return _explain_request(runs, who, path, as_json=as_json)
+
+
+def _explain_instance(runs: list[Journal], number: int, path: Path, *, as_json: bool) -> int:
+    for journal in runs:
+        stories = InstanceStories(chapters_max=None)
+        for entry in journal.entries():
+            stories.hear(entry.now, entry.event, entry.commands)
+        if (chapters := stories.chapters(number, origin_s=0.0)) is not None:
+            break
+    else:
+        raise OperatorError(
+            f"{path}: nothing is there of an instance i{number}", "instances are named i0, i1 and so on"
+        )
+    clock = clock_of(journal.header)
+    if as_json:
+        rows = [{"at_s": each.at_s, "clock": clock(each.at_s), "text": each.text} for each in chapters]
+        sys.stdout.write(json.dumps({"instance": number, "chapters": rows}, indent=2) + "\n")
+    else:
+        sys.stdout.write(_instance_text(number, chapters, clock))
+    journals.tell_damages(journal)
+    return 0
+
+
+def _instance_text(number: int, chapters: list[Chapter], clock: Callable[[float], str]) -> str:
+    return "".join([f"instance i{number}\n", *(f"  {clock(each.at_s)}  {each.text}\n" for each in chapters)])
+
+
+def _explain_request(runs: list[Journal], request: str, path: Path, *, as_json: bool) -> int:
     journal, numbers = _found(runs, request, path)
     stories = [tell(number, journal.of_request(number)) for number in numbers]
     if as_json:

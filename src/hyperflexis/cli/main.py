@@ -367,12 +367,16 @@ def simulate(
 def explain(
     journal: JournalPath,
     request: Annotated[
-        str, typer.Argument(metavar="REQUEST", help="Id of its answer, which x-request-id says too; or its number.")
+        str,
+        typer.Argument(
+            metavar="REQUEST",
+            help="Id of its answer, which x-request-id says too; or its number; or an instance, such as i3.",
+        ),
     ],
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON, with what is behind each line.")] = False,
 ) -> None:
-    """Tell what became of one request and why, from a journal."""
+    """Tell what became of one request (or instance) and why, from a journal."""
     from hyperflexis.cli.explain import run
 
     raise typer.Exit(run(journal, request, as_json=as_json))

@@ -12,12 +12,14 @@ interface and the few fields that vLLM adds to it, no grid and no model.
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import re
 import statistics
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -25,6 +27,7 @@ import aiohttp
 import msgspec
 
 from hyperflexis.adapters.native.calibration import Trial
+from hyperflexis.bench.endpoint import KEY_ENV
 from hyperflexis.bench.prompts import TOKEN_IDS
 from hyperflexis.cli.errors import StartError
 
@@ -262,18 +265,23 @@ CONTEXT_TOKENS_MAX = 2048
 
 @asynccontextmanager
 async def probing(url: str) -> AsyncIterator[Probe]:
-    """Get to know a server.
+    """Get to know a server; the key that it may ask for is in OPENAI_API_KEY.
 
     Raises:
         StartError: there is none, or it is something else.
     """
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=ANSWER_S)
-    async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
+    key = os.environ.get(KEY_ENV)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(timeout=timeout, connector=connector, headers=headers) as session:
         yield Probe(session, url, await _about(session, url))
 
 
 async def _about(session: aiohttp.ClientSession, url: str) -> About:
     status, text = await _get(session, f"{url}/v1/models")
+    if status == HTTPStatus.UNAUTHORIZED:
+        raise StartError(f"{url} asks for an API key, or for another one", f"set {KEY_ENV}")
     try:
         models = msgspec.json.decode(text, type=_Models).data if status == 200 else []
     except (ValueError, RecursionError):

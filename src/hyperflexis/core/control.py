@@ -236,6 +236,7 @@ class ControlPlane:
             return []
         instance = self.cluster.instances[event.instance_id]
         instance.remove(request)
+        self._handed_off.pop(request.id, None)
         request.tokens_before = event.emitted_tokens
         if event.emitted_tokens:
             request.last_token_s = now

@@ -120,7 +120,9 @@ def _light(event: Event | Gap) -> Event | Gap:
 class InstanceStories:
     """What happened to each instance, also to those that have gone, the latest of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, chapters_max: int | None = CHAPTERS_MAX) -> None:
+        """`chapters_max` of each are kept, the last ones; None: all."""
+        self._chapters_max = chapters_max
         self._told: OrderedDict[int, deque[tuple[float, Command | Event]]] = OrderedDict()
 
     def hear(self, now: float, event: Event | Gap, commands: Sequence[Command]) -> None:
@@ -139,7 +141,7 @@ class InstanceStories:
         return None if told is None else [Chapter(round(at_s - origin_s, 3), sentence(what)) for at_s, what in told]
 
     def _keep(self, now: float, instance_id: int, what: Any) -> None:
-        told = self._told.setdefault(instance_id, deque(maxlen=CHAPTERS_MAX))
+        told = self._told.setdefault(instance_id, deque(maxlen=self._chapters_max))
         told.append((now, what))
         self._told.move_to_end(instance_id)
         if len(self._told) > INSTANCES_MAX:
