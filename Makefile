@@ -55,7 +55,8 @@ check: setup ## Check format, lint, types and the import arrows
 	$(BIN)/pytest tests/test_architecture.py
 
 docs: setup ## Build the documentation site into build/site; a dead link or a page that is nowhere listed is an error
-	$(BIN)/sphinx-build -q -W --keep-going -c docs/site -d build/doctrees . build/site
+	rm -rf build/site
+	$(BIN)/sphinx-build -q -W --keep-going -E -c docs/site -d build/doctrees . build/site
 
 audit: ## Ask whether weaknesses are known of what constraints.txt pins
 	$(PYTHON) scripts/audit_dependencies.py

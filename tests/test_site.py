@@ -45,7 +45,7 @@ def test_make_builds_it_as_strictly() -> None:
     (line,) = re.findall(
         r"^\t\$\(BIN\)/sphinx-build (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE
     )
-    assert line == "-q -W --keep-going -c docs/site -d build/doctrees . build/site"
+    assert line == "-q -W --keep-going -E -c docs/site -d build/doctrees . build/site"
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ extensions = ["myst_parser"]
 root_doc = "docs/README"
 include_patterns = ["*.md", "docs/**.md", "examples/**.md", "benchmarks/**.md", "src/hyperflexis/demo_model/*.md"]
 # Not looked into: environments, caches and what is built.
-exclude_patterns = [".*", "build", "dist", "tests", "node_modules"]
+exclude_patterns = [".*", "build", "tests"]
 
 myst_heading_anchors = 4
 # Indented blocks are commands, trees and formulas; none is one language.
