@@ -14,7 +14,7 @@ TESTS ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test test-vllm soak faults check audit bench bench-scheduling bench-disaggregation bench-scaling format constraints clean
+.PHONY: help setup serve test test-vllm soak faults check docs audit bench bench-scheduling bench-disaggregation bench-scaling format constraints clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -25,7 +25,7 @@ setup: $(INSTALLED) ## Make .venv with everything that serving and the tests nee
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; say which with PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[engine,otel,ray,test]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[engine,otel,ray,docs,test]'
 	@touch $@
 
 serve: setup ## Serve MODEL (default: the demo model) on PORT, with ARGS
@@ -53,6 +53,10 @@ check: setup ## Check format, lint, types and the import arrows
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest tests/test_architecture.py
+
+docs: setup ## Build the documentation site into build/site; a dead link or a page that is nowhere listed is an error
+	rm -rf build/site
+	$(BIN)/sphinx-build -q -W --keep-going -E -c docs/site -d build/doctrees . build/site
 
 audit: ## Ask whether weaknesses are known of what constraints.txt pins
 	$(PYTHON) scripts/audit_dependencies.py

@@ -553,13 +553,13 @@ Drawn with the settings in `generation_config.json`, cut at 120 new tokens, firs
 
 Completion; the prompt is the first line:
 
-```python
+```text
 {code_sample}
 ```
 
 Chat; the request is "{chat_request}":
 
-```python
+```text
 {chat_sample}
 ```
 

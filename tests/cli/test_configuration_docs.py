@@ -38,12 +38,6 @@ def test_session_on_the_page_is_real() -> None:
     assert set(shown) <= set(done.stdout.splitlines())
 
 
-def test_classes_on_the_page_load(tmp_path: Path) -> None:
-    (block,) = re.findall(r"^    classes:\n(?:     .*\n)+", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
-    (tmp_path / "page.yaml").write_text(block.replace("\n    ", "\n").strip() + "\n", encoding="utf-8")
-    assert set(sources.load(config=tmp_path / "page.yaml").deployment.classes) == {"code", "chat", "batch"}
-
-
 def test_example_loads() -> None:
     deployment = sources.load(config=EXAMPLE).deployment
     assert deployment.default_class in deployment.service_classes()

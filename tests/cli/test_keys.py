@@ -70,7 +70,7 @@ def test_nearest(unknown: str, meant: str | None) -> None:
 
 
 def test_page_that_the_words_of_the_policy_point_to_names_them_all() -> None:
-    page = "docs/simulate.md"
+    page = "docs/policies.md"
     assert page in keys.key("policy").description
     text = (Path(__file__).parents[2] / page).read_text(encoding="utf-8")
     assert all(f"`{name}`" in text for name in POLICIES)

@@ -374,7 +374,7 @@ class Deployment(Section):
     port: int = Field(default=8000, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
     policy: Policy = "hyperflexis"
-    """Rules that decide which request goes where and when: hyperflexis, or another that docs/simulate.md names."""
+    """Rules that decide which request goes where and when: hyperflexis, or another that docs/policies.md names."""
     launcher: Literal["local", "ray", "vllm"] = "local"
     """What instances are: local, engines on this machine; ray, on the nodes of a cluster; vllm, `vllm serve` here."""
     attach: Annotated[list[AttachedSection], BeforeValidator(_attached)] = Field(default_factory=list)
