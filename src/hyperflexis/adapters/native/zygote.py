@@ -106,16 +106,21 @@ class Zygote:
 
     def serve(self) -> None:
         """Return when the gateway has closed the socket, and none is to come."""
-        while (patience_s := self._ends_s - time.monotonic()) > 0:
-            for descriptor, _ in self._poll.poll(None if math.isinf(patience_s) else 1000 * patience_s + 1):
-                if descriptor in self._children:
-                    self._reap(descriptor)
-                elif self._keeper is not None and descriptor == self._keeper.sock.fileno():
-                    self._pass_on(self._keeper)
-                elif self._listener is not None and descriptor == self._listener.fileno():
-                    self._admit(self._listener)
-                elif not self._take() and not self._lose_gateway():
-                    return
+        while (patience_s := self._ends_s - time.monotonic()) > 0 and self.turn(patience_s):
+            pass
+
+    def turn(self, patience_s: float) -> bool:
+        """Wait up to so long for something to happen, and see to it; returns whether to go on."""
+        for descriptor, _ in self._poll.poll(None if math.isinf(patience_s) else 1000 * patience_s + 1):
+            if descriptor in self._children:
+                self._reap(descriptor)
+            elif self._keeper is not None and descriptor == self._keeper.sock.fileno():
+                self._pass_on(self._keeper)
+            elif self._listener is not None and descriptor == self._listener.fileno():
+                self._admit(self._listener)
+            elif not self._take() and not self._lose_gateway():
+                return False
+        return True
 
     def _take(self) -> bool:
         assert self._control is not None
