@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from adapters.fleets import DEMO_MODEL, PATIENCE_S, Heard, process_state, submission
+from adapters.fleets import DEMO_MODEL, PATIENCE_S, Heard, process_state, submission, until_dead
 from adapters.test_process_moves import DECODE, MIXED, PREFILL, Fleet, unbroken, workload
 from hyperflexis.adapters.contract import Adapter
 from hyperflexis.adapters.native import inheritance
@@ -53,6 +53,7 @@ class Place:
         try:
             async with asyncio.timeout(PATIENCE_S):
                 launcher = await LocalLauncher.start(how, keep=keep)
+            launcher.is_left = False
             gateway = Gateway(launcher)
             try:
                 yield gateway
@@ -79,6 +80,9 @@ class Gateway:
             self.adapters.append(self.launcher.launch(len(self.adapters), Role.MIXED, each))
         for each in heard:
             await each.until_ready()
+        async with asyncio.timeout(PATIENCE_S):
+            while len(self.launcher.pids) < len(self.adapters):  # noqa: ASYNC110  # that comes by another socket
+                await asyncio.sleep(0.001)
         return heard
 
     async def answer(self, heard: Heard, request: int = 1, prompt: list[int] = PROMPT) -> list[int]:
@@ -163,6 +167,29 @@ async def test_work_of_the_gateway_before_is_dropped(place: Place) -> None:
         assert await second.answer(again, 3) == expected
 
 
+@pytest.mark.parametrize("how", ["close", "lose"])
+def test_instance_that_is_let_go_of_ends_however_busy_it_is(place: Place, how: str) -> None:
+    """What it notices, the end of its stream, is what it would notice of its gateway's end."""
+
+    async def play() -> None:
+        async with place.gateway(instances=2) as first:
+            heard, _ = await first.start(2)
+            pid = first.launcher.pids[0]
+            first.adapters[0].submit(submission(1, PROMPT, 900))
+            await heard.until(lambda: heard.tokens)
+            if how == "close":
+                first.adapters[0].close()
+            else:
+                first.adapters[0].data_received(bytes(7) + b"garbage")  # type: ignore[attr-defined]
+                assert "garbage" in await heard.until_lost()
+            await until_ended(pid)
+            async with asyncio.timeout(PATIENCE_S):
+                while 0 in first.launcher.pids:  # noqa: ASYNC110  # no event tells
+                    await asyncio.sleep(0.005)
+
+    place.runner.run(play())
+
+
 @pytest.mark.parametrize("level", [1, 2])
 def test_sleeper_is_awake_for_the_next_gateway(place: Place, level: int) -> None:
     async def play() -> None:
@@ -223,12 +250,11 @@ async def test_orphan_that_was_killed_is_not_adopted(place: Place) -> None:
         await first.start(2)
         pids = first.launcher.pids
     os.kill(pids[0], signal.SIGKILL)
-    await until_ended(pids[0])
+    await until_dead(pids[0])
     async with place.gateway(instances=2) as second:
         assert pids[0] not in second.launcher.inherited
         # And one that dies when it has been seen already.
         os.kill(pids[1], signal.SIGKILL)
-        await until_ended(pids[1])
         (heard, _) = await second.start(2)
         assert not {*pids.values()} & {*second.launcher.pids.values()}
         assert len(await second.answer(heard)) == 24

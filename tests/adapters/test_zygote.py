@@ -278,7 +278,7 @@ def test_foreign_user_is_not_let_in(world: World, monkeypatch: pytest.MonkeyPatc
     stranger.close()
 
 
-def test_only_orphans_are_dismissed(world: World) -> None:
+def test_orphans_are_dismissed_by_process_and_others_by_number(world: World) -> None:
     loaded(world)
     pids = [forked(world, world.ours, number) for number in (1, 2)]
     world.ours.close()
@@ -288,12 +288,17 @@ def test_only_orphans_are_dismissed(world: World) -> None:
     world.take_over(second)
     world.start(second, order(1, pids[0]))
     heard(second)
-    second.send(encode(Dismiss(pids)))
+    second.send(encode(Dismiss(orphans=pids)))
     world.turn()
     os.waitid(os.P_PID, pids[1], os.WEXITED | os.WNOWAIT)
     world.turn()
     assert [each.pid for each in world.zygote._children.values()] == [pids[0]]
     assert heard(second) == [], "of an orphan nobody knows"
+    second.send(encode(Dismiss(number=1)))
+    world.turn()
+    os.waitid(os.P_PID, pids[0], os.WEXITED | os.WNOWAIT)
+    world.turn()
+    assert heard(second) == [Exited(1, -signal.SIGKILL)]
     second.close()
 
 

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Protocol
 
 import msgspec
@@ -146,7 +147,8 @@ class ZygoteHost:
         """Start an instance; it is heard of through the listener."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         ours.setblocking(False)
-        adapter = NativeAdapter(listener, self._loop, is_left=lambda: self.is_left)
+        let_go = None if self._keep is None else partial(self._let_go, self._forks + 1)
+        adapter = NativeAdapter(listener, self._loop, let_go)
         adapter.connect(ours)
         with theirs:
             self.fork_onto(theirs, order, adapter)
@@ -162,6 +164,11 @@ class ZygoteHost:
         orphan_pid = self._take_orphan(order.device)
         self._say(msgspec.structs.replace(order, number=self._forks, orphan_pid=orphan_pid), sock.fileno())
 
+    def _let_go(self, number: int) -> None:
+        """An instance is spoken to no more. It cannot know whether that is its end or its gateway's."""
+        if not self.is_left and number in self._children:
+            self._say(Dismiss(number=number))
+
     def _take_orphan(self, device: str) -> int:
         """Its process id, 0 if there is none."""
         found = next((each for each in self.orphans if each.device == device), None)
@@ -171,7 +178,7 @@ class ZygoteHost:
     def dismiss_orphans(self, keeping: int = 0) -> None:
         """End those that have not been adopted, but for so many."""
         if self.orphans[keeping:]:
-            self._say(Dismiss([each.pid for each in self.orphans[keeping:]]))
+            self._say(Dismiss(orphans=[each.pid for each in self.orphans[keeping:]]))
             self.orphans = self.orphans[:keeping]
 
     async def close(self) -> None:
@@ -265,10 +272,10 @@ class NativeAdapter(asyncio.Protocol):
     """One native instance, on this host or another: its socket, and what waits to be sent with the next message."""
 
     def __init__(
-        self, listener: Listener, loop: asyncio.AbstractEventLoop, is_left: Callable[[], bool] = lambda: False
+        self, listener: Listener, loop: asyncio.AbstractEventLoop, let_go: Callable[[], None] | None = None
     ) -> None:
-        """What it is told before it is connected waits until then. While `is_left` says so, it outlives `close`."""
-        self._is_left = is_left
+        """What it is told before it is connected waits until then. Where it is kept, `let_go` sees to its end."""
+        self._let_go = let_go
         self.pid = 0
         """0 until it is known."""
         self._listener: Listener | None = listener
@@ -318,8 +325,10 @@ class NativeAdapter(asyncio.Protocol):
 
     def close(self) -> None:
         self._listener = None
-        if not self._is_left():
+        if self._let_go is None:
             self._say(Shutdown())
+        else:
+            self._let_go()
         if self._transport is not None:
             self._transport.close()
 
@@ -398,4 +407,6 @@ class NativeAdapter(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
         if listener is not None:
+            if self._let_go is not None:
+                self._let_go()
             listener.on_lost(self._last_words or self._exit_words or "it closed its socket")

@@ -178,9 +178,10 @@ class Orphans(msgspec.Struct, frozen=True, tag="orphans"):
 
 
 class Dismiss(msgspec.Struct, frozen=True, tag="dismiss"):
-    """End these, if they are orphans."""
+    """End an instance, by the number of its fork, and orphans by their process ids."""
 
-    pids: list[int]
+    number: int = 0
+    orphans: list[int] = []
 
 
 ToZygote = Load | Fork | Profile | TakeOver | Dismiss

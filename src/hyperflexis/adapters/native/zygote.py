@@ -140,7 +140,7 @@ class Zygote:
         elif isinstance(message, Profile):
             self._tell_keeper(data)
         elif isinstance(message, Dismiss):
-            self._dismiss(message.pids)
+            self._dismiss(message)
         else:
             self._start(message, socket.socket(fileno=descriptors[0]))
         return True
@@ -183,9 +183,9 @@ class Zygote:
         for data in self._news:
             self._tell(data)
 
-    def _dismiss(self, pids: list[int]) -> None:
+    def _dismiss(self, message: Dismiss) -> None:
         for each in self._children.values():
-            if each.pid in pids and each.number == ORPHAN:
+            if each.pid in message.orphans if each.number == ORPHAN else each.number == message.number:
                 os.kill(each.pid, signal.SIGKILL)
 
     # -- weights
