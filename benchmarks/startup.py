@@ -6,14 +6,16 @@
 `serve`: the installed command with two instances of the demo model, from its start until /ready shows both. `instance`:
 one more instance of a running fleet, from the order to the first token it computed, forked from the warm zygote.
 `restart`: the same command is killed (SIGKILL) and started anew at once, from the kill until /ready shows both, without
-and with --keep. Memory is what the kernel counts as private to an instance's process after all of them have computed a
-long prompt beside fifteen others; the first instance, which also calibrates, counts with the rest.
+and with --keep; of the demo model, and of a random one of 1 GB whose file is in memory. Memory is what the kernel
+counts as private to an instance's process after all of them have computed a long prompt beside fifteen others; the
+first instance, which also calibrates, counts with the rest.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -28,6 +30,7 @@ from typing import Any
 import uvloop
 
 import record
+import weights_model
 from hyperflexis.core.instance import Role
 from hyperflexis.runtime.launchers.local import LocalLauncher, LocalSpec
 from hyperflexis.wire.messages import Ready, Sampling, StepReport, Submit
@@ -45,7 +48,7 @@ def free_port() -> int:
 
 
 def serving(port: int, *words: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([COMMAND, "serve", "--port", str(port), *words], stderr=subprocess.DEVNULL)
+    return subprocess.Popen([COMMAND, "serve", *words, "--port", str(port)], stderr=subprocess.DEVNULL)
 
 
 def wait_ready(port: int) -> None:
@@ -92,12 +95,21 @@ def restart_ready_s(*words: str) -> float:
 
 def restarts(rounds: int) -> dict[str, Any]:
     """Cold and adopted ones in turn, so that both see the same machine."""
-    cold, adopted = [], []
+    found: dict[str, Any] = {"machine": record.machine("torch", "hyperflexis")}
     with tempfile.TemporaryDirectory() as folder:
-        for _ in range(rounds):
-            cold.append(restart_ready_s())
-            adopted.append(restart_ready_s("--keep", f"{folder}/keep"))
-    return {"cold_s": record.spread(cold), "adopted_s": record.spread(adopted)}
+        large = weights_model.make(Path(folder, "model"))
+        for tokenizer in MODEL.glob("tokenizer*.json"):
+            shutil.copy(tokenizer, large)
+        for name, model in (("demo", MODEL), ("1 GB", large)):
+            words = (str(model), "--set", "engine.kv_cache_gib=0.25")
+            cold, adopted = [], []
+            for _ in range(rounds):
+                cold.append(restart_ready_s(*words))
+                adopted.append(restart_ready_s(*words, "--keep", f"{folder}/keep"))
+            found[name] = {"cold_s": record.spread(cold), "adopted_s": record.spread(adopted)}
+            for how, row in found[name].items():
+                print(f"restart {name:5} {how:10} median {row['median']:.3f}  {row['min']:.3f} to {row['max']:.3f}")
+    return found
 
 
 class FirstToken:
@@ -155,11 +167,7 @@ def private_mb(pid: int) -> float:
 
 def main_restarts(file: Path | None, rounds: int) -> int:
     report = json.loads(file.read_text(encoding="utf-8")) if file is not None and file.exists() else {"table": {}}
-    machine = record.machine("torch", "hyperflexis")
-    report["table"]["restart"] = {"machine": machine, **restarts(rounds)}
-    for name in ("cold_s", "adopted_s"):
-        row = report["table"]["restart"][name]
-        print(f"restart {name:16} median {row['median']:.3f}  {row['min']:.3f} to {row['max']:.3f}")
+    report["table"]["restart"] = restarts(rounds)
     record.write(file, report)
     return 0
 
@@ -179,7 +187,7 @@ def main() -> int:
         "instance_first_token_s": record.spread([other["first_token"] for other in others]),
         "instance_ready_s": record.spread([other["ready"] for other in others]),
         "private_mb": record.spread([one["private_mb"] for one in (first, *others)]),
-        "restart": {"machine": record.machine(), **restarts(options.rounds)},
+        "restart": restarts(options.rounds),
         "instances": others,
     }
     judged = {"serve_ready_s": "median", "instance_first_token_s": "median", "private_mb": "max"}

@@ -255,6 +255,7 @@ async def test_orphan_that_was_killed_is_not_adopted(place: Place) -> None:
         assert pids[0] not in second.launcher.inherited
         # And one that dies when it has been seen already.
         os.kill(pids[1], signal.SIGKILL)
+        await until_ended(pids[1])
         (heard, _) = await second.start(2)
         assert not {*pids.values()} & {*second.launcher.pids.values()}
         assert len(await second.answer(heard)) == 24

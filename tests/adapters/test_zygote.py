@@ -113,7 +113,7 @@ class World:
         self.turn()
 
     def take_over(self, gateway: socket.socket) -> None:
-        socket.send_fds(gateway, [encode(TakeOver(TIMEOUT_S))], [sys.stderr.fileno()])
+        socket.send_fds(gateway, [encode(TakeOver(TIMEOUT_S))], [reins.STDERR])
         self.turn()
 
     def close(self) -> None:

@@ -43,6 +43,7 @@ from hyperflexis.adapters.native.messages import (
     decode_from_zygote,
     encode,
 )
+from hyperflexis.adapters.native.reins import STDERR
 from hyperflexis.adapters.native.time_slice import ask_for_short_slices
 from hyperflexis.wire.framing import Framer, Frames, WireError
 from hyperflexis.wire.messages import (
@@ -117,7 +118,7 @@ class ZygoteHost:
         if self._is_inherited:
             assert self._keep is not None
             self._warm.set_result(0.0)
-            self._say(TakeOver(self._keep.timeout_s), sys.stderr.fileno())
+            self._say(TakeOver(self._keep.timeout_s), STDERR)
         else:
             self._say(order)
         return await self._loaded

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 from typing import NamedTuple
 
 from hyperflexis.adapters.native.messages import DATAGRAM_BYTES_MAX, Fork, ToZygote, decode_to_zygote, encode
+
+STDERR = 2
 
 
 class Adoption(NamedTuple):
@@ -23,7 +24,7 @@ class Adoption(NamedTuple):
 def offer(reins: socket.socket, order: Fork, sock: socket.socket) -> bool:
     """Give an instance another gateway; False if it is not there any more. What it logs goes where ours does."""
     try:
-        socket.send_fds(reins, [encode(order)], [sock.fileno(), sys.stderr.fileno()])
+        socket.send_fds(reins, [encode(order)], [sock.fileno(), STDERR])
     except OSError:
         return False
     return True
@@ -43,5 +44,5 @@ def accept(reins: socket.socket) -> Adoption | None:
 
 def log_to(stderr: int) -> None:
     """Let what this process says to people go there; the descriptor is used up."""
-    os.dup2(stderr, sys.stderr.fileno())
+    os.dup2(stderr, STDERR)
     os.close(stderr)

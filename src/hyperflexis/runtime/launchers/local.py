@@ -85,8 +85,8 @@ class LocalLauncher:
 
     def _see_to_orphans(self, timeout_s: float) -> None:
         """More than there may ever be end now, those that nobody has wanted after some time end then."""
-        self.inherited = [each.pid for each in self._zygote.orphans]
         self._zygote.dismiss_orphans(keeping=self._spec.instances)
+        self.inherited = [each.pid for each in self._zygote.orphans]
         asyncio.get_running_loop().call_later(timeout_s, self._zygote.dismiss_orphans)
 
     def launch(self, instance_id: int, role: Role, listener: Listener) -> Adapter:
