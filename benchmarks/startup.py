@@ -1,20 +1,26 @@
 """Seconds from the command to readiness, from an order to a first token, and memory per instance.
 
     python benchmarks/startup.py --json startup.json
+    python benchmarks/startup.py --json startup.json --restart      # only that, into what is there
 
 `serve`: the installed command with two instances of the demo model, from its start until /ready shows both. `instance`:
-one more instance of a running fleet, from the order to the first token it computed, forked from the warm zygote. Memory
-is what the kernel counts as private to an instance's process after all of them have computed a long prompt beside
-fifteen others; the first instance, which also calibrates, counts with the rest.
+one more instance of a running fleet, from the order to the first token it computed, forked from the warm zygote.
+`restart`: the same command is killed (SIGKILL) and started anew at once, from the kill until /ready shows both, without
+and with --keep; of the demo model, and of a random one of 1 GB whose file is in memory. Memory is what the kernel
+counts as private to an instance's process after all of them have computed a long prompt beside fifteen others; the
+first instance, which also calibrates, counts with the rest.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -24,6 +30,7 @@ from typing import Any
 import uvloop
 
 import record
+import weights_model
 from hyperflexis.core.instance import Role
 from hyperflexis.runtime.launchers.local import LocalLauncher, LocalSpec
 from hyperflexis.wire.messages import Ready, Sampling, StepReport, Submit
@@ -40,23 +47,69 @@ def free_port() -> int:
         return port
 
 
+def serving(port: int, *words: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([COMMAND, "serve", *words, "--port", str(port)], stderr=subprocess.DEVNULL)
+
+
+def wait_ready(port: int) -> None:
+    while True:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=5) as answer:
+                if answer.read().count(b'"state":"ready"') == 2:
+                    return
+        except (urllib.error.URLError, ConnectionError):
+            pass
+        time.sleep(0.02)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGINT)
+    process.wait()
+
+
 def serve_ready_s() -> float:
     port = free_port()
     begin_s = time.perf_counter()
-    process = subprocess.Popen([COMMAND, "serve", "--port", str(port)], stderr=subprocess.DEVNULL)
+    process = serving(port)
     try:
-        while True:
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=5) as answer:
-                    instances = answer.read().count(b'"state":"ready"')
-                    if instances == 2:
-                        return time.perf_counter() - begin_s
-            except (urllib.error.URLError, ConnectionError):
-                pass
-            time.sleep(0.02)
+        wait_ready(port)
+        return time.perf_counter() - begin_s
     finally:
-        process.send_signal(signal.SIGINT)
+        stop(process)
+
+
+def restart_ready_s(*words: str) -> float:
+    port = free_port()
+    process = serving(port, *words)
+    try:
+        wait_ready(port)
+        begin_s = time.perf_counter()
+        process.kill()
         process.wait()
+        process = serving(port, *words)
+        wait_ready(port)
+        return time.perf_counter() - begin_s
+    finally:
+        stop(process)
+
+
+def restarts(rounds: int) -> dict[str, Any]:
+    """Cold and adopted ones in turn, so that both see the same machine."""
+    found: dict[str, Any] = {"machine": record.machine("torch", "hyperflexis")}
+    with tempfile.TemporaryDirectory() as folder:
+        large = weights_model.make(Path(folder, "model"))
+        for tokenizer in MODEL.glob("tokenizer*.json"):
+            shutil.copy(tokenizer, large)
+        for name, model in (("demo", MODEL), ("1 GB", large)):
+            words = (str(model), "--set", "engine.kv_cache_gib=0.25")
+            cold, adopted = [], []
+            for _ in range(rounds):
+                cold.append(restart_ready_s(*words))
+                adopted.append(restart_ready_s(*words, "--keep", f"{folder}/keep"))
+            found[name] = {"cold_s": record.spread(cold), "adopted_s": record.spread(adopted)}
+            for how, row in found[name].items():
+                print(f"restart {name:5} {how:10} median {row['median']:.3f}  {row['min']:.3f} to {row['max']:.3f}")
+    return found
 
 
 class FirstToken:
@@ -112,10 +165,20 @@ def private_mb(pid: int) -> float:
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
 
 
+def main_restarts(file: Path | None, rounds: int) -> int:
+    report = json.loads(file.read_text(encoding="utf-8")) if file is not None and file.exists() else {"table": {}}
+    report["table"]["restart"] = restarts(rounds)
+    record.write(file, report)
+    return 0
+
+
 def main() -> int:
     words = record.parser(__doc__)
     words.add_argument("--rounds", type=int, default=5)
+    words.add_argument("--restart", action="store_true", help="only restarts, beside what is in --json already")
     options = words.parse_args()
+    if options.restart:
+        return main_restarts(options.json, options.rounds)
     serves = [serve_ready_s() for _ in range(options.rounds)]
     first, *others = uvloop.run(instances(1 + options.rounds))
     table: dict[str, Any] = {
@@ -124,6 +187,7 @@ def main() -> int:
         "instance_first_token_s": record.spread([other["first_token"] for other in others]),
         "instance_ready_s": record.spread([other["ready"] for other in others]),
         "private_mb": record.spread([one["private_mb"] for one in (first, *others)]),
+        "restart": restarts(options.rounds),
         "instances": others,
     }
     judged = {"serve_ready_s": "median", "instance_first_token_s": "median", "private_mb": "max"}

@@ -184,6 +184,6 @@ async def test_zygote_that_cannot_fork_says_so_and_lives(monkeypatch: pytest.Mon
         zygote = Zygote(control)
         monkeypatch.setattr(zygote, "_model", object())
         monkeypatch.setattr(os, "fork", fork)
-        zygote._fork(Fork(3, "cpu", 1, 16, 10, 4, number=8), far)
+        zygote._start(Fork(3, "cpu", 1, 16, 10, 4, number=8), far)
         assert decode_from_zygote(ours.recv(1000)) == Exited(8, 1)
         assert near.recv(1) == b"", "its end of the instance's socket is left open"

@@ -174,7 +174,7 @@ def test_whoever_cannot_have_its_memory_stays_asleep(monkeypatch: pytest.MonkeyP
     class Runner:
         pool = Pool()
 
-    sleeper = rest.Rest(Runner(), object(), None, None, "cpu")  # type: ignore[arg-type]  # only sizes are looked at
+    sleeper = rest.Rest(Runner(), object(), None, model=None, device="cpu", flat=None)  # type: ignore[arg-type]  # only sizes
     monkeypatch.setattr(rest, "available_bytes", lambda: 1 << 30)
     assert sleeper.refusal() == "", "who is awake has it"
     sleeper.level = 1

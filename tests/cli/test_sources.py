@@ -440,6 +440,21 @@ def test_sizes_that_contradict_each_other_are_refused(sets: list[str], said: str
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("sets", "said"),
+    [
+        (["launcher=ray"], "only instances of launcher local can be kept, not those of ray"),
+        (["launcher=vllm"], "only instances of launcher local can be kept, not those of vllm"),
+        (["attach=http://a:1"], "servers of attach are found again by their addresses"),
+    ],
+)
+def test_only_instances_of_our_own_are_kept(sets: list[str], said: str) -> None:
+    assert sources.load(sets=["keep.path=kept"]).deployment.keep.timeout_s == 60.0
+    with pytest.raises(OperatorError, match=r"keep\.path in --set: ") as caught:
+        sources.load(sets=["keep.path=kept", *sets])
+    assert said in str(caught.value)
+
+
 def test_bounds_of_mixed_instances_and_of_roles() -> None:
     together = sources.load(sets=["scaling.min=0", "scaling.max=4"]).deployment.fleet()
     assert together.ranges == {Role.MIXED: Range(0, 4)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from e2e.conftest import Serving
+from e2e.conftest import START_S, Serving
 from hyperflexis.adapters.vllm.standin.engine import hash_of, next_token
 from hyperflexis.gateway.tokenizer import TextCodec
 from hyperflexis.runtime.checkpoint import demo_directory
@@ -82,6 +83,40 @@ def test_answers_are_the_servers_whoever_of_them_dies(servers: list[Standing]) -
             assert choice["text"] == codec.decode(expected(prompt, TOKENS))
     finally:
         assert serving.stop() == 0
+
+
+def running(server: Standing) -> float:
+    with urllib.request.urlopen(f"{server.url}/metrics", timeout=60) as told:
+        (row,) = [line for line in told if line.startswith(b"vllm:num_requests_running")]
+        return float(row.split()[-1])
+
+
+def test_what_a_dead_server_asked_for_ends_there_and_the_next_one_finds_it() -> None:
+    slow = Standing("--step-ms", "100")  # Minutes, if nobody ended it.
+    try:
+        first = Serving("--attach", slow.url)
+        url = first.wait_ready()
+        body = {"prompt": [5, 6, 7], "max_tokens": 1900, "ignore_eos": True, "stream": True}
+        request = urllib.request.Request(
+            f"{url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            answer.readline()
+            until_running(slow, 1)
+            first.kill()
+        until_running(slow, 0)
+        second = Serving("--attach", slow.url)
+        assert len(ask(second.wait_ready(), [5, 6, 7], 4)["choices"]) == 1
+        assert second.stop() == 0
+    finally:
+        slow.kill()
+
+
+def until_running(server: Standing, count: int) -> None:
+    deadline_s = time.monotonic() + START_S
+    while running(server) != count:
+        assert time.monotonic() < deadline_s, f"{running(server)} requests run there"
+        time.sleep(0.01)
 
 
 def test_prefill_and_decode_are_told_apart() -> None:

@@ -160,6 +160,15 @@ class JournalSection(Section):
     """The most that all its parts may take, in MiB; beyond it the oldest go."""
 
 
+class KeepSection(Section):
+    """Whether instances outlive this server, for the next one to go on with them."""
+
+    path: Line | None = None
+    """Folder, of this user alone, in which the next server finds the instances that this one leaves; null: none."""
+    timeout_s: float = Field(default=60.0, ge=0.1, le=86_400)
+    """Seconds that they wait for it; then they end."""
+
+
 class AuthSection(Section):
     """Who may ask, and for what."""
 
@@ -389,6 +398,8 @@ class Deployment(Section):
     """How many instances there are, where that follows demand."""
     weights: WeightsSection = WeightsSection()
     """Servers elsewhere that start from each other's weights in place of the disk's."""
+    keep: KeepSection = KeepSection()
+    """Whether instances outlive this server, for the next one to go on with them."""
     auth: AuthSection = AuthSection()
     """Who may ask, and for what."""
     admin: AdminSection = AdminSection()
@@ -619,7 +630,7 @@ def contradictions(classes: Mapping[str, ClassSection], place: Callable[..., str
 
 def fleet_contradictions(deployment: Deployment, place: Callable[..., str]) -> list[str]:
     """One sentence for each thing that a fleet of these instances lacks; `place` says where a key is."""
-    given, found = deployment, _scaling_contradictions(deployment, place)
+    given, found = deployment, _scaling_contradictions(deployment, place) + _keep_contradictions(deployment, place)
     if given.attach:
         found += _attach_contradictions(deployment, place)
     elif given.mixed < 0:
@@ -658,6 +669,18 @@ def _attach_contradictions(deployment: Deployment, place: Callable[..., str]) ->
         if urls.count(url) > 1
     ]
     return found
+
+
+def _keep_contradictions(deployment: Deployment, place: Callable[..., str]) -> list[str]:
+    given = deployment
+    where = f"keep.path in {place('keep', 'path')}"
+    if given.keep.path is None:
+        return []
+    if given.attach:
+        return [f"{where}: servers of attach are found again by their addresses; leave it out"]
+    if given.launcher != "local":
+        return [f"{where}: only instances of launcher local can be kept, not those of {given.launcher}"]
+    return []
 
 
 def _scaling_contradictions(deployment: Deployment, place: Callable[..., str]) -> list[str]:

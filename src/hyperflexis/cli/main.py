@@ -100,6 +100,7 @@ Attach = Annotated[
     ),
 ]
 Journal = Annotated[str | None, _option("journal.path", "DIR")]
+Keep = Annotated[str | None, _option("keep.path", "DIR")]
 Sets = Annotated[
     list[str] | None,
     typer.Option(
@@ -215,6 +216,7 @@ def serve(
     ray_address: RayAddress = None,
     attach: Attach = None,
     journal: Journal = None,
+    keep: Keep = None,
     sets: Sets = None,
 ) -> None:
     """Serve a model over the OpenAI HTTP API. Flags win over the environment, that over the file."""
@@ -232,7 +234,7 @@ def serve(
         dtype=dtype,
         policy=policy,
         launcher=launcher,
-        **{"ray.address": ray_address, "journal.path": journal},
+        **{"ray.address": ray_address, "journal.path": journal, "keep.path": keep},
         attach=_listed(attach),
     )
     from hyperflexis.cli.serve import run
@@ -286,6 +288,7 @@ def config_show(
     ray_address: RayAddress = None,
     attach: Attach = None,
     journal: Journal = None,
+    keep: Keep = None,
     sets: Sets = None,
 ) -> None:
     """Print every key, its effective value and where that came from, as YAML that `-c` takes again."""
@@ -303,7 +306,7 @@ def config_show(
         dtype=dtype,
         policy=policy,
         launcher=launcher,
-        **{"ray.address": ray_address, "journal.path": journal},
+        **{"ray.address": ray_address, "journal.path": journal, "keep.path": keep},
         attach=_listed(attach),
     )
     from hyperflexis.cli.show import render

@@ -19,13 +19,14 @@ import uvloop
 from prometheus_client.registry import Collector
 
 from hyperflexis.adapters.native.host import StartError as EngineStartError
+from hyperflexis.adapters.native.keep import InUseError, Keep, KeepError
 from hyperflexis.cli import recordings, traces
 from hyperflexis.cli.attached import AttachedFleet, attach_spec, roles_of, serve_spec
 from hyperflexis.cli.checkpoint import model_directory
 from hyperflexis.cli.deployment import Deployment
 from hyperflexis.cli.donors import weights_spec
 from hyperflexis.cli.entrance import Entrance
-from hyperflexis.cli.errors import StartError
+from hyperflexis.cli.errors import OperatorError, StartError
 from hyperflexis.cli.profile_file import WireSample, read_samples
 from hyperflexis.core.control import ControlPlane
 from hyperflexis.gateway.backend import ServedModel
@@ -59,7 +60,7 @@ def run(deployment: Deployment) -> int:
         logging.getLogger("hyperflexis.adapters.vllm").setLevel(logging.INFO)
     logging.getLogger("hyperflexis.cli.entrance").setLevel(logging.INFO)  # Who may come in now is worth a line.
     entrance = Entrance(deployment)
-    directory = model_directory(deployment)
+    directory = model_directory(deployment).resolve()  # What is kept is found again by it.
     samples = _samples(deployment)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_serve(deployment, entrance, directory, samples))
@@ -78,6 +79,7 @@ async def _serve(deployment: Deployment, entrance: Entrance, directory: Path, sa
         if engines is None:
             return 0
         driver, gateway = await stack.enter_async_context(_fleet(deployment, entrance, engines))
+        _leave(engines.launcher, False)
         # What is alive now stays: collections need not look at it again, and so stop nobody's stream for it.
         gc.collect()
         gc.freeze()
@@ -89,15 +91,35 @@ async def _serve(deployment: Deployment, entrance: Entrance, directory: Path, sa
         stopping.clear()
         _tell(f"stopping; {driver.live_requests} running requests may finish (once more to stop at once)")
         await _unless(stopping, gateway.drain(deployment.drain_timeout_s))
+        if deployment.keep.path is not None and stopping.number == signal.SIGTERM:
+            _leave(engines.launcher, True)
+            _tell(f"the instances wait for another server, {deployment.keep.timeout_s:g} s")
     return 0
 
 
-def _stop_on_signals() -> asyncio.Event:
-    stopping = asyncio.Event()
+class _Stopping(asyncio.Event):
+    """Set by a signal to stop."""
+
+    number: signal.Signals | None = None
+    """The last that came."""
+
+    def hear(self, number: signal.Signals) -> None:
+        self.number = number
+        self.set()
+
+
+def _stop_on_signals() -> _Stopping:
+    stopping = _Stopping()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopping.set)
+        loop.add_signal_handler(number, stopping.hear, number)
     return stopping
+
+
+def _leave(launcher: Launcher, is_left: bool) -> None:
+    """Let instances that are kept outlive what follows, or not."""
+    if isinstance(launcher, LocalLauncher):
+        launcher.is_left = is_left
 
 
 async def _unless(stopping: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
@@ -178,18 +200,39 @@ async def _launcher(
         "checks_transfers": deployment.kv_checksums,
     }
     launcher: LocalLauncher | RayLauncher
+    with _keep(deployment) as keep:
+        try:
+            if deployment.launcher == "ray":
+                launcher = await RayLauncher.start(_ray_spec(deployment, directory, common))
+            else:
+                spec = LocalSpec(str(directory), weights=weights_spec(deployment), **common)
+                launcher = await LocalLauncher.start(spec, keep=keep)
+        except EngineStartError as error:
+            raise StartError(str(error), error.hint or None) from error
+        except KeepError as error:
+            raise OperatorError(str(error), error.hint or None) from error
+        _tell_of_weights(launcher)
+        try:
+            yield launcher
+        finally:
+            await launcher.close()
+
+
+@contextlib.contextmanager
+def _keep(deployment: Deployment) -> Iterator[Keep | None]:
+    """Where instances are left to the next server, held while this one is theirs."""
+    path = deployment.keep.path
+    if path is None:
+        yield None
+        return
     try:
-        if deployment.launcher == "ray":
-            launcher = await RayLauncher.start(_ray_spec(deployment, directory, common))
-        else:
-            launcher = await LocalLauncher.start(LocalSpec(str(directory), weights=weights_spec(deployment), **common))
-    except EngineStartError as error:
-        raise StartError(str(error), error.hint or None) from error
-    _tell_of_weights(launcher)
-    try:
-        yield launcher
-    finally:
-        await launcher.close()
+        keep = Keep(Path(path).expanduser(), deployment.keep.timeout_s)
+    except InUseError as error:
+        raise StartError(str(error), error.hint) from error
+    except KeepError as error:
+        raise OperatorError(str(error), error.hint or None) from error
+    with contextlib.closing(keep):
+        yield keep
 
 
 def _ray_spec(deployment: Deployment, directory: Path, common: dict[str, Any]) -> RaySpec:
@@ -209,8 +252,12 @@ def _ray_spec(deployment: Deployment, directory: Path, common: dict[str, Any]) -
 
 
 def _tell_of_weights(launcher: LocalLauncher | RayLauncher) -> None:
-    """Where they came from, if somebody was asked."""
+    """Where they came from, if somebody was asked, or left them."""
     loaded = launcher.loaded
+    if isinstance(launcher, LocalLauncher) and launcher.inherited:
+        pids = ", ".join(map(str, launcher.inherited))
+        _tell(f"instances of the server before go on: processes {pids}")
+        return
     for failure in loaded.failures:
         log.warning("no weights from a donor: %s", failure)
     if loaded.donor:

@@ -147,6 +147,11 @@ class Runner:
         """Forget a sequence."""
         self._tables.close(self._open.pop(sequence).row)
 
+    def close_all(self) -> None:
+        """Forget all sequences."""
+        for sequence in list(self._open):
+            self.close(sequence)
+
     @torch.inference_mode()
     def step(self, slices: Sequence[SequenceSlice]) -> StepResult:
         """Compute all slices' tokens in one forward pass and draw what is wanted."""

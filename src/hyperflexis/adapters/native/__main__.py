@@ -1,4 +1,7 @@
-"""`python -m hyperflexis.adapters.native DESCRIPTOR PARENT_PID`: become a zygote. Started by `host`, not by people."""
+"""`python -m hyperflexis.adapters.native DESCRIPTOR PARENT_PID [LISTENER TIMEOUT_S]`: become a zygote.
+
+Started by `host`, not by people. With a descriptor to listen on it outlives its parent.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,10 @@ from hyperflexis.adapters.native.messages import Warm
 def main() -> None:
     """Serve the control socket until the parent closes it."""
     started_s = time.monotonic()
-    control = socket.socket(fileno=int(sys.argv[1]))
-    die_with_parent(int(sys.argv[2]))
+    control_fd, parent_pid, *kept = sys.argv[1:]
+    control = socket.socket(fileno=int(control_fd))
+    if not kept:
+        die_with_parent(int(parent_pid))
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     leave_signals_to_parent()
     # Asking the driver's management library whether there is a GPU does not initialise CUDA in this process.
@@ -24,7 +29,8 @@ def main() -> None:
     # Only now, so that a parent's death during this long import is noticed.
     from hyperflexis.adapters.native.zygote import Zygote
 
-    zygote = Zygote(control)
+    listener, timeout_s = (socket.socket(fileno=int(kept[0])), float(kept[1])) if kept else (None, 0.0)
+    zygote = Zygote(control, listener, timeout_s)
     zygote.say(Warm(time.monotonic() - started_s))
     zygote.serve()
 

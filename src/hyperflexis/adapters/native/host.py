@@ -6,22 +6,27 @@ Imports no torch. All methods belong to one event loop's thread.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Protocol
 
 import msgspec
 
 from hyperflexis.adapters.contract import Listener
+from hyperflexis.adapters.native.inheritance import Inheritance, Stranger
+from hyperflexis.adapters.native.keep import Keep
 from hyperflexis.adapters.native.lineage import exit_in_words
 from hyperflexis.adapters.native.messages import (
     DATAGRAM_BYTES_MAX,
     Digested,
+    Dismiss,
     Exited,
     Fork,
     Forked,
@@ -29,12 +34,16 @@ from hyperflexis.adapters.native.messages import (
     Loaded,
     LoadFailed,
     Offered,
+    Orphan,
+    Orphans,
     Profile,
+    TakeOver,
     ToZygote,
     Warm,
     decode_from_zygote,
     encode,
 )
+from hyperflexis.adapters.native.reins import STDERR
 from hyperflexis.adapters.native.time_slice import ask_for_short_slices
 from hyperflexis.wire.framing import Framer, Frames, WireError
 from hyperflexis.wire.messages import (
@@ -77,32 +86,41 @@ class Child(Protocol):
 class ZygoteHost:
     """One zygote process, from its start to its end."""
 
-    def __init__(self) -> None:
+    def __init__(self, keep: Keep | None = None, inheritance: Inheritance | None = None) -> None:
+        """Start one, which with `keep` may outlive this process; or be the next gateway of one that is inherited."""
         self._loop = asyncio.get_running_loop()
         self._warm: asyncio.Future[float] = self._loop.create_future()
         self._loaded: asyncio.Future[Loaded] = self._loop.create_future()
         self._offered: asyncio.Future[bytes] = self._loop.create_future()
         self.digest = b""
         """Root digest of the weights that are lent, once it is known."""
+        self._keep = keep
+        self._is_inherited = inheritance is not None
+        self.is_left = self._is_inherited
+        """Whether it is left to the next gateway, with its instances, when it is closed; else it ends with them."""
+        self.orphans: Sequence[Orphan] = ()
+        """Instances of an inherited one that may still be adopted; known when it has been loaded."""
         self._forks = 0
         self._children: dict[int, tuple[int, Child]] = {}
         """By number of the fork, while it lives: instance id, and who hears of it."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
-        self._control = ours
         ask_for_short_slices()
-        with theirs:
-            command = [sys.executable, "-m", "hyperflexis.adapters.native", str(theirs.fileno()), str(os.getpid())]
-            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
-        self._loop.add_reader(ours.fileno(), self._hear)
+        self._process: subprocess.Popen[bytes] | Stranger
+        self._control, self._process = inheritance or _start(keep)
+        self._control.setblocking(False)
+        self._loop.add_reader(self._control.fileno(), self._hear)
 
     async def load(self, order: Load) -> Loaded:
-        """Read the model into shared memory.
+        """Read the model into shared memory, or hear how it was read if it is inherited.
 
         Raises:
             StartError: it cannot be loaded, or the zygote died.
         """
-        self._say(order)
+        if self._is_inherited:
+            assert self._keep is not None
+            self._warm.set_result(0.0)
+            self._say(TakeOver(self._keep.timeout_s), STDERR)
+        else:
+            self._say(order)
         return await self._loaded
 
     async def warm(self) -> float:
@@ -130,30 +148,57 @@ class ZygoteHost:
         """Start an instance; it is heard of through the listener."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         ours.setblocking(False)
-        adapter = NativeAdapter(listener, self._loop)
+        let_go = None if self._keep is None else partial(self._let_go, self._forks + 1)
+        adapter = NativeAdapter(listener, self._loop, let_go)
         adapter.connect(ours)
         with theirs:
             self.fork_onto(theirs, order, adapter)
         return adapter
 
     def fork_onto(self, sock: socket.socket, order: Fork, child: Child) -> None:
-        """Start an instance that speaks on this stream. The caller's descriptor of it stays the caller's."""
+        """Start an instance that speaks on this stream. The caller's descriptor of it stays the caller's.
+
+        An orphan becomes it, if there is one on its device.
+        """
         self._forks += 1
         self._children[self._forks] = (order.instance_id, child)
-        self._say(msgspec.structs.replace(order, number=self._forks), sock)
+        orphan_pid = self._take_orphan(order.device)
+        self._say(msgspec.structs.replace(order, number=self._forks, orphan_pid=orphan_pid), sock.fileno())
+
+    def _let_go(self, number: int) -> None:
+        """An instance is spoken to no more. It cannot know whether that is its end or its gateway's."""
+        if not self.is_left and number in self._children:
+            self._say(Dismiss(number=number))
+
+    def _take_orphan(self, device: str) -> int:
+        """Its process id, 0 if there is none."""
+        found = next((each for each in self.orphans if each.device == device), None)
+        self.orphans = [each for each in self.orphans if each is not found]
+        return found.pid if found else 0
+
+    def dismiss_orphans(self, keeping: int = 0) -> None:
+        """End those that have not been adopted, but for so many."""
+        if self.orphans[keeping:]:
+            self._say(Dismiss(orphans=[each.pid for each in self.orphans[keeping:]]))
+            self.orphans = self.orphans[:keeping]
 
     async def close(self) -> None:
-        """End the zygote, and with it what still runs of its instances."""
+        """End the zygote, and with it what still runs of its instances; or leave them, if it `is_left`."""
         if self._control.fileno() >= 0:
             self._loop.remove_reader(self._control.fileno())
             self._control.close()
+        self.orphans = ()
+        if self.is_left:
+            return
+        if self._keep is not None:
+            self._keep.empty()
         # It leaves when its socket closes, unless it is in the middle of something, or stopped. It has nothing to tidy.
         self._process.kill()
         await self._loop.run_in_executor(None, self._process.wait)
 
-    def _say(self, message: ToZygote, sock: socket.socket | None = None) -> None:
+    def _say(self, message: ToZygote, descriptor: int | None = None) -> None:
         try:
-            socket.send_fds(self._control, [encode(message)], [sock.fileno()] if sock else [])
+            socket.send_fds(self._control, [encode(message)], [] if descriptor is None else [descriptor])
         except OSError as error:
             log.warning("the zygote cannot be reached: %s", error)
 
@@ -181,6 +226,8 @@ class ZygoteHost:
         elif isinstance(message, LoadFailed):
             self._settle_offer(b"")
             self._loaded.set_exception(StartError(message.reason, message.hint))
+        elif isinstance(message, Orphans):
+            self.orphans = message.orphans
         elif isinstance(message, Forked):
             self._children[message.number][1].pid = message.pid
         elif isinstance(message, Exited):
@@ -205,11 +252,31 @@ class ZygoteHost:
             child.on_exit(-signal.SIGKILL)
 
 
+def _start(keep: Keep | None) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(theirs)
+        words, given = [str(theirs.fileno()), str(os.getpid())], [theirs.fileno()]
+        if keep is not None:
+            listener = stack.enter_context(keep.bind())
+            words += [str(listener.fileno()), str(keep.timeout_s)]
+            given.append(listener.fileno())
+        command = [sys.executable, "-m", "hyperflexis.adapters.native", *words]
+        # In a session of its own it is not told of the end of the terminal.
+        process = subprocess.Popen(
+            command, pass_fds=given, stdin=subprocess.DEVNULL, start_new_session=keep is not None
+        )
+    return ours, process
+
+
 class NativeAdapter(asyncio.Protocol):
     """One native instance, on this host or another: its socket, and what waits to be sent with the next message."""
 
-    def __init__(self, listener: Listener, loop: asyncio.AbstractEventLoop) -> None:
-        """What it is told before it is connected waits until then."""
+    def __init__(
+        self, listener: Listener, loop: asyncio.AbstractEventLoop, let_go: Callable[[], None] | None = None
+    ) -> None:
+        """What it is told before it is connected waits until then. Where it is kept, `let_go` sees to its end."""
+        self._let_go = let_go
         self.pid = 0
         """0 until it is known."""
         self._listener: Listener | None = listener
@@ -259,7 +326,10 @@ class NativeAdapter(asyncio.Protocol):
 
     def close(self) -> None:
         self._listener = None
-        self._say(Shutdown())
+        if self._let_go is None:
+            self._say(Shutdown())
+        else:
+            self._let_go()
         if self._transport is not None:
             self._transport.close()
 
@@ -338,4 +408,6 @@ class NativeAdapter(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
         if listener is not None:
+            if self._let_go is not None:
+                self._let_go()
             listener.on_lost(self._last_words or self._exit_words or "it closed its socket")

@@ -1,38 +1,30 @@
 """One instance: a process that alternates between its socket and the next step, until the socket closes.
 
+Then it ends; or, where instances outlive their gateway, it becomes an orphan, which another gateway may adopt.
+
 Step by step: read what has come, let the core's scheduler choose, let the engine compute, send one report. With nothing
 to compute it sleeps on the socket, and on what its peers' KV is copied by. Knows no HTTP and no text.
 """
 
 from __future__ import annotations
 
-import gc
 import logging
-import os
 import socket
 import time
-from dataclasses import asdict
 
-import torch
-
-from hyperflexis.adapters.native import calibration
+from hyperflexis.adapters.native import reins
 from hyperflexis.adapters.native.carrier import Carrier
-from hyperflexis.adapters.native.device_weights import flat_weights
+from hyperflexis.adapters.native.equipment import Equipment
 from hyperflexis.adapters.native.lineage import leave_signals_to_parent
 from hyperflexis.adapters.native.loading import Model
 from hyperflexis.adapters.native.messages import Fork
-from hyperflexis.adapters.native.peers import Joined, Peers, Pulled
-from hyperflexis.adapters.native.rest import LEVELS, Rest
+from hyperflexis.adapters.native.peers import Joined, Pulled
+from hyperflexis.adapters.native.rest import LEVELS
 from hyperflexis.adapters.stepping import StepOutcome, Stepping
-from hyperflexis.core.blocks import BlockPool
-from hyperflexis.core.latency import OnlineLatency, StepHistory, StepShape, fit
-from hyperflexis.core.step import Chunk, StepPlan, StepScheduler
+from hyperflexis.core.step import Chunk, StepPlan
 from hyperflexis.engine.batch import SequenceSlice
 from hyperflexis.engine.errors import EngineError
-from hyperflexis.engine.kv import KvPool
-from hyperflexis.engine.runner import Runner
 from hyperflexis.transfer.errors import TransferError
-from hyperflexis.transfer.memory import SharedMemory
 from hyperflexis.wire.framing import BlockingChannel
 from hyperflexis.wire.messages import (
     Asleep,
@@ -44,7 +36,6 @@ from hyperflexis.wire.messages import (
     Linked,
     LinkFailed,
     LinkTo,
-    Ready,
     Reclaim,
     Shutdown,
     Sleep,
@@ -62,20 +53,36 @@ _STALLED_S = 0.05
 """How long to wait for news when work is there but none of it can run (no blocks)."""
 
 
-def run(sock: socket.socket, order: Fork, model: Model) -> int:
-    """Live until the socket closes; returns the process's exit status."""
+def run(sock: socket.socket, order: Fork, model: Model, held: socket.socket | None = None) -> int:
+    """Live until the socket closes; returns the process's exit status.
+
+    Where it is `held` by reins, it drops its requests when that happens, and waits by these for another gateway.
+    """
     leave_signals_to_parent()
-    channel: BlockingChannel[ToInstance] = BlockingChannel(sock, ToInstance)
-    try:
-        instance = _start(channel, order, model)
-        instance.serve()
-    except (EOFError, ConnectionError):
-        return 0
-    except Exception as error:  # The last supervisor of this process: whatever it is, say it and end.
-        log.exception("instance i%d fails", order.instance_id)
-        _say_last(channel, f"{type(error).__name__}: {error}")
-        return 1
-    return 0
+    equipment: Equipment | None = None
+    while True:
+        channel: BlockingChannel[ToInstance] = BlockingChannel(sock, ToInstance)
+        try:
+            if equipment is None:
+                equipment = Equipment(order, model)
+            else:
+                equipment.turn_to(order)
+            channel.send(equipment.ready())
+            Instance(channel, equipment).serve()
+            return 0
+        except (EOFError, ConnectionError):
+            if held is None or equipment is None:
+                return 0
+        except Exception as error:  # The last supervisor of this process: whatever it is, say it and end.
+            log.exception("instance i%d fails", order.instance_id)
+            _say_last(channel, f"{type(error).__name__}: {error}")
+            return 1
+        sock.close()
+        equipment.clear()
+        adoption = reins.accept(held)
+        if adoption is None:
+            return 0
+        order, sock = adoption
 
 
 def _say_last(channel: BlockingChannel[ToInstance], reason: str) -> None:
@@ -85,74 +92,18 @@ def _say_last(channel: BlockingChannel[ToInstance], reason: str) -> None:
         log.warning("nobody is left to hear: %s", reason)
 
 
-def _start(channel: BlockingChannel[ToInstance], order: Fork, model: Model) -> Instance:
-    marks = [("begin", time.monotonic())]
-    os.environ.update(order.environment)  # Before a device is touched: its driver looks at them once.
-    torch.set_num_threads(order.threads)
-    flat = flat_weights(model, order.device, order.weights)
-    marks.append(("weights", time.monotonic()))
-    memory = _kv_memory(order, model)
-    runner = Runner(
-        model.config,
-        model.layout.views(flat),
-        blocks=order.blocks,
-        block_tokens=order.block_tokens,
-        device=torch.device(order.device),
-        dtype=model.dtype,
-        kv_memory=None if memory is None else memory.view,
-    )
-    marks.append(("runner", time.monotonic()))
-    samples = [(StepShape(*shape), actual_s) for shape, actual_s in order.samples]
-    if samples:
-        calibration.warm_up(runner, order.blocks, order.block_tokens)
-        marks.append(("warm-up", time.monotonic()))
-    else:
-        samples = calibration.measure(runner, order.blocks, order.block_tokens)
-        marks.append(("calibration", time.monotonic()))
-    latency = OnlineLatency(fit(samples), StepHistory(samples))
-    peers = Peers(runner.pool, memory, host=order.peers_host, has_checksums=order.checks_transfers)
-    # What lives now lives as long as the process: no collection need look at it, and no page of it be copied.
-    gc.freeze()
-    channel.send(
-        Ready(
-            blocks=order.blocks,
-            block_tokens=order.block_tokens,
-            seqs_max=order.seqs_max,
-            latency=asdict(latency.model),
-            samples=samples,
-            device=f"{order.device} ({os.getpid()})",
-            startup_s=dict(calibration.phases(marks)),
-            kv_token_bytes=runner.pool.bytes_per_block // order.block_tokens,
-            weights=b"" if memory is not None else peers.lend_weights(flat),
-        )
-    )
-    pool = BlockPool(order.blocks, order.block_tokens)
-    scheduler = StepScheduler(pool, order.seqs_max, latency)
-    return Instance(channel, scheduler, runner, peers, Rest(runner, memory, peers, model, order.device))
-
-
-def _kv_memory(order: Fork, model: Model) -> SharedMemory | None:
-    """Where peers on this host can read it; a device's memory is shared as it is."""
-    if torch.device(order.device).type != "cpu":
-        return None
-    block_bytes = KvPool.block_bytes(model.config, order.block_tokens, model.dtype)
-    return SharedMemory(order.blocks * block_bytes, "hyperflexis-kv")
-
-
 class Instance:
     """The loop, and what it holds together: socket, scheduler, engine, peers, rest."""
 
-    def __init__(
-        self, channel: BlockingChannel[ToInstance], scheduler: StepScheduler, runner: Runner, peers: Peers, rest: Rest
-    ) -> None:
+    def __init__(self, channel: BlockingChannel[ToInstance], equipment: Equipment) -> None:
         self._channel = channel
-        self._scheduler = scheduler
-        self._stepping = Stepping(scheduler, Carrier(channel, runner, peers))
-        self._runner = runner
-        self._peers = peers
-        self._rest = rest
+        self._scheduler = equipment.scheduler
+        self._runner = equipment.runner
+        self._peers = equipment.peers
+        self._rest = equipment.rest
+        self._stepping = Stepping(self._scheduler, Carrier(channel, self._runner, self._peers))
         self._is_leaving = False
-        channel.wake_on(peers.fd)
+        channel.wake_on(self._peers.fd)
 
     def serve(self) -> None:
         """Step until told to leave.

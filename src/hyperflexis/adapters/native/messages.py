@@ -57,6 +57,8 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
     environment: dict[str, str] = {}
     """Variables in force while it is read: which devices may be seen."""
     weights: WeightsSpec = WeightsSpec()
+    checkpoint: str = ""
+    """What its files looked like to the gateway, for those that come after it."""
 
 
 class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
@@ -123,6 +125,8 @@ class Fork(msgspec.Struct, frozen=True, tag="fork"):
     """The address at which peers on other hosts reach this one; None: all peers are on this host."""
     weights: bytes = b""
     """What a sibling's `Ready` said of its weights; empty: copy them from the host."""
+    orphan_pid: int = 0
+    """The process that is to be this instance, in place of a new one, if it still lives."""
 
 
 class Forked(msgspec.Struct, frozen=True, tag="forked"):
@@ -142,8 +146,46 @@ class Warm(msgspec.Struct, frozen=True, tag="warm"):
     import_s: float
 
 
-ToZygote = Load | Fork | Profile
-FromZygote = Warm | Loaded | LoadFailed | Offered | Digested | Forked | Exited
+class Greeting(msgspec.Struct, frozen=True, tag="greeting"):
+    """What a zygote that has lost its gateway says to whoever connects; understood across versions."""
+
+    words: str
+    """See `words`."""
+    version: str
+    load: bytes
+    """The `Load` that it did."""
+
+
+class TakeOver(msgspec.Struct, frozen=True, tag="take_over"):
+    """Whoever says this is the zygote's gateway. Answered by `Orphans`, and all that was said of the weights before.
+
+    A descriptor comes along: where it may write what is for people.
+    """
+
+    timeout_s: float
+    """How long it is to wait for the next one."""
+
+
+class Orphan(msgspec.Struct, frozen=True):
+    """An instance without a gateway."""
+
+    pid: int
+    device: str
+
+
+class Orphans(msgspec.Struct, frozen=True, tag="orphans"):
+    orphans: list[Orphan]
+
+
+class Dismiss(msgspec.Struct, frozen=True, tag="dismiss"):
+    """End an instance, by the number of its fork, and orphans by their process ids."""
+
+    number: int = 0
+    orphans: list[int] = []
+
+
+ToZygote = Load | Fork | Profile | TakeOver | Dismiss
+FromZygote = Warm | Loaded | LoadFailed | Offered | Digested | Forked | Exited | Orphans
 
 DATAGRAM_BYTES_MAX = 1 << 16
 

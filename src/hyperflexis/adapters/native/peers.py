@@ -294,12 +294,15 @@ class Peers:
     def _tell(self, end: Callable[[], Joined | Pulled | None]) -> None:
         """From any thread. What it does to this object is done when the owner asks."""
         with self._lock:
+            if self._is_closed.is_set():  # The descriptor may be another's by now.
+                return
             self._ended.append(end)
             os.eventfd_write(self.fd, 1)
 
     def close(self) -> None:
-        """Lend and pull no more."""
-        self._is_closed.set()
+        """Lend and pull no more; when this returns, nothing is copied to here any more."""
+        with self._lock:
+            self._is_closed.set()
         if self._renewing is not None:
             self._renewing.join()
         if self._receiver is not None:

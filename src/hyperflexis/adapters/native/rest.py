@@ -23,9 +23,20 @@ LEVELS = (1, 2)
 class Rest:
     """Of one instance; awake when made."""
 
-    def __init__(self, runner: Runner, memory: SharedMemory | None, peers: Peers, model: Model, device: str) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        memory: SharedMemory | None,
+        peers: Peers,
+        *,
+        model: Model,
+        device: str,
+        flat: torch.Tensor | None,
+    ) -> None:
         self.level = 0
         """0: awake."""
+        self.flat = flat
+        """The weights that the runner is bound to; None while they are given back."""
         self._runner = runner
         self._memory = memory
         self._peers = peers
@@ -57,7 +68,8 @@ class Rest:
     def wake(self) -> None:
         """Have all back. Pages of KV on a host come as they are used, as they did at first."""
         if self.level == 2:
-            self._runner.rebind(self._model.layout.views(flat_weights(self._model, self._device)))
+            self.flat = flat_weights(self._model, self._device)
+            self._runner.rebind(self._model.layout.views(self.flat))
         if self.level and self.is_on_device:
             self._runner.pool.restore()
         self.level = 0
@@ -73,6 +85,7 @@ class Rest:
         has_own = self._runner.is_packed or self.is_on_device
         self._peers.withdraw_weights()
         self._runner.unbind()
+        self.flat = None
         if self.is_on_device:
             _empty_device_cache()
         else:

@@ -1,16 +1,19 @@
 """Instances of the native engine as processes of this machine, forked from one zygote that holds one model.
 
 A dead instance is heard of by the control plane, which decides what to do; this launcher only starts what it is asked
-for. Accelerators are taken in turn.
+for. Accelerators are taken in turn. Where instances are kept, those that another gateway has left are taken first.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from hyperflexis.adapters.contract import Adapter, Listener
+from hyperflexis.adapters.native import inheritance
 from hyperflexis.adapters.native.host import ZygoteHost
+from hyperflexis.adapters.native.keep import Keep
 from hyperflexis.adapters.native.messages import Fork, Load, Loaded, Profile, WeightsSpec
 from hyperflexis.core.instance import Role
 from hyperflexis.wire.messages import News, Ready, StepReport
@@ -46,6 +49,8 @@ class LocalLauncher:
         self._zygote = zygote
         self._spec = spec
         self.loaded = loaded
+        self.inherited: Sequence[int] = ()
+        """Process ids of the instances that another gateway had left."""
         sibling = loaded.profile
         self._samples = spec.samples or (sibling.samples if sibling and sibling.threads == spec.threads else ())
         self._sibling_weights = b""
@@ -58,30 +63,34 @@ class LocalLauncher:
         return ZygoteHost()
 
     @classmethod
-    async def start(cls, spec: LocalSpec, zygote: ZygoteHost | None = None) -> LocalLauncher:
-        """Load the model, into a zygote that was prepared or into a new one.
+    async def start(cls, spec: LocalSpec, zygote: ZygoteHost | None = None, keep: Keep | None = None) -> LocalLauncher:
+        """Load the model, into a zygote that was prepared or into a new one; or find it loaded in the keep.
 
         Raises:
+            KeepError: something else is kept there.
             StartError: the model cannot be loaded; says why and what may help.
         """
-        zygote = zygote or ZygoteHost()
+        order = _order(spec, is_kept=keep is not None)
+        if zygote is None:
+            found = None if keep is None else await inheritance.find(keep, order)
+            zygote = ZygoteHost(keep, found)
         try:
-            order = Load(
-                directory=spec.directory,
-                device=spec.device,
-                dtype=spec.dtype,
-                block_tokens=spec.block_tokens,
-                kv_bytes=spec.kv_bytes,
-                instances=spec.instances,
-                weights=spec.weights,
-            )
-            return cls(zygote, spec, await zygote.load(order))
+            launcher = cls(zygote, spec, await zygote.load(order))
         except BaseException:
             await zygote.close()
             raise
+        if keep is not None:
+            launcher._see_to_orphans(keep.timeout_s)
+        return launcher
+
+    def _see_to_orphans(self, timeout_s: float) -> None:
+        """More than there may ever be end now, those that nobody has wanted after some time end then."""
+        self._zygote.dismiss_orphans(keeping=self._spec.instances)
+        self.inherited = [each.pid for each in self._zygote.orphans]
+        asyncio.get_running_loop().call_later(timeout_s, self._zygote.dismiss_orphans)
 
     def launch(self, instance_id: int, role: Role, listener: Listener) -> Adapter:
-        """Fork an instance. It learns of its role when it is ready, as of any other rules."""
+        """Fork an instance, or adopt an orphan. It learns of its role when it is ready, as of any other rules."""
         order = Fork(
             instance_id=instance_id,
             device=self._device(instance_id),
@@ -96,7 +105,17 @@ class LocalLauncher:
         return self._zygote.fork(order, _Remembering(self, listener))
 
     async def close(self) -> None:
+        """End all instances, or leave them to the next gateway."""
         await self._zygote.close()
+
+    @property
+    def is_left(self) -> bool:
+        """Whether instances outlive this launcher, in its keep. At first those do that were found there."""
+        return self._zygote.is_left
+
+    @is_left.setter
+    def is_left(self, is_left: bool) -> None:
+        self._zygote.is_left = is_left
 
     @property
     def pids(self) -> dict[int, int]:
@@ -127,6 +146,20 @@ class LocalLauncher:
     def _device(self, instance_id: int) -> str:
         count = self.loaded.device_count
         return f"{self.loaded.device}:{instance_id % count}" if count > 1 else self.loaded.device
+
+
+def _order(spec: LocalSpec, *, is_kept: bool) -> Load:
+    has_own_files = is_kept and not spec.weights.candidates
+    return Load(
+        directory=spec.directory,
+        device=spec.device,
+        dtype=spec.dtype,
+        block_tokens=spec.block_tokens,
+        kv_bytes=spec.kv_bytes,
+        instances=spec.instances,
+        weights=spec.weights,
+        checkpoint=inheritance.stamp(spec.directory) if has_own_files else "",
+    )
 
 
 class _Remembering:
