@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,8 +46,10 @@ def blocks(page: Path, *languages: str) -> list[Block]:
 
 
 def commands(block: Block) -> list[Command]:
-    """Of a block of commands. In one that begins with `$ `, only what follows a dollar is typed."""
+    """Those of a block. After a first `$ `, only what follows one is typed; a unit has what it starts."""
     lines = block.text.splitlines()
+    if block.language == "ini":
+        lines = re.findall(r"^ExecStart=/(?:\S+/)?(\S.*)$", block.text, re.MULTILINE)
     if block.text.startswith("$ "):
         lines = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
     return [command for line in _whole(lines) if (command := _command(line)).words]

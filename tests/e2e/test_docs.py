@@ -32,7 +32,7 @@ from monitoring.queries import asked
 URL = "http://127.0.0.1:8000"
 QUICK_START = ROOT / "docs" / "quickstart.md"
 
-SHELL = ("", "bash")
+SHELL = ("", "bash", "ini")
 TRIED = {"hyperflexis", "make", "curl", "python", "pip"}
 ELSEWHERE = {
     "source": "no program",
