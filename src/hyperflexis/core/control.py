@@ -69,8 +69,11 @@ BIND_TRIES_MAX = 8
 MOVE_TRIES_MAX = 3
 """A request that could not be moved so often stays where it is."""
 _LINKED_STATES = frozenset({InstanceState.LINKING, InstanceState.READY})
-DISPATCHES_MAX = 4
-"""A request that was on this many instances when they died is not tried again."""
+TRIES_MAX = 4
+"""A request that was on this many instances in a row when they died is not tried again."""
+PROGRESS_TOKENS = 4
+"""Unless it got so much further on one of them: then it is not what kills them. What dies of one token might emit
+another one each time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +263,7 @@ class ControlPlane:
             return self.migrations.lose_request(request)
         if event.was_refused:  # That says nothing of the request, so it is no reason to give it up.
             request.dispatches -= 1
+            request.tries -= 1
         commands = [self._requeue(request, Why.RETURNED)]
         if request.state is RequestState.QUEUED and self.cluster.ready:
             commands.append(self._dispatch(request, now, avoided=instance))
@@ -469,7 +473,9 @@ class ControlPlane:
 
     def _on_lost(self, event: InstanceLost, now: float) -> list[Command]:
         """Forget the instance; what it had is dispatched again, with the tokens that its clients already have."""
-        return self._lose(self.cluster.instances[event.instance_id], now)
+        instance = self.cluster.instances[event.instance_id]
+        instance.advance(event.untold_steps)
+        return self._lose(instance, now)
 
     def _lose(self, instance: Instance, now: float) -> list[Command]:
         del self.cluster.instances[instance.id]
@@ -494,7 +500,9 @@ class ControlPlane:
         """Back into the queue; unless it was there when several instances died, and may be what kills them."""
         request.step(RequestStep.REQUEUE)
         request.instance_id = None
-        if request.dispatches >= DISPATCHES_MAX:
+        if request.emitted_tokens - request.tokens_at_dispatch >= PROGRESS_TOKENS:
+            request.tries = 0
+        if request.tries >= TRIES_MAX:
             return self._refuse(request, Reason(Why.LOST_TOO_OFTEN, (("dispatches", float(request.dispatches)),)))
         self.cluster.enqueue(request)
         return Hold(request.id, Reason(why))
@@ -705,6 +713,8 @@ class ControlPlane:
         request.step(RequestStep.DISPATCH)
         request.instance_id = placement.instance.id
         request.dispatches += 1
+        request.tries += 1
+        request.tokens_at_dispatch = request.emitted_tokens
         if request.dispatched_s is None:
             request.dispatched_s = now
             request.predicted_ttft_s = placement.ttft_s
