@@ -182,7 +182,10 @@ async def _launcher(
         if deployment.launcher == "ray":
             launcher = await RayLauncher.start(_ray_spec(deployment, directory, common))
         else:
-            launcher = await LocalLauncher.start(LocalSpec(str(directory), weights=weights_spec(deployment), **common))
+            silence_timeout_s = deployment.engine.silence_timeout_s
+            weights = weights_spec(deployment)
+            spec = LocalSpec(str(directory), silence_timeout_s=silence_timeout_s, weights=weights, **common)
+            launcher = await LocalLauncher.start(spec)
     except EngineStartError as error:
         raise StartError(str(error), error.hint or None) from error
     _tell_of_weights(launcher)

@@ -142,11 +142,17 @@ class ZygoteHost:
         self._children[self._forks] = (order.instance_id, child)
         self._say(msgspec.structs.replace(order, number=self._forks), sock)
 
+    def kill(self, instance_id: int) -> None:
+        """End an instance, even one that is stopped or hangs; ignored if there is none."""
+        if pid := self.pids.get(instance_id):
+            os.kill(pid, signal.SIGKILL)  # Its zygote keeps the number from being another's until it has told its end.
+
     async def close(self) -> None:
         """End the zygote, and with it what still runs of its instances."""
         if self._control.fileno() >= 0:
             self._loop.remove_reader(self._control.fileno())
             self._control.close()
+        self._children.clear()
         # It leaves when its socket closes, unless it is in the middle of something, or stopped. It has nothing to tidy.
         self._process.kill()
         await self._loop.run_in_executor(None, self._process.wait)
