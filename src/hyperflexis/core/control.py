@@ -55,6 +55,7 @@ from hyperflexis.core.roles import RoleChange, RolePlanner
 from hyperflexis.core.scaling import Scaler
 from hyperflexis.core.sizing import Sizing
 from hyperflexis.core.step import StepRules
+from hyperflexis.core.vacancy import Vacancy
 
 TICK_S = 0.2
 """How often roles, and what waits for an instance to decode on, are looked at where nothing happens."""
@@ -106,6 +107,7 @@ class ControlPlane:
         self.policy = policy
         self.requests_max = requests_max
         self.cluster = Cluster()
+        self._vacancy = Vacancy(self.cluster)
         self.links = Links()
         self.migrations = Migrations(self.cluster, self.links)
         self._handed_off: dict[int, Request] = {}
@@ -178,7 +180,7 @@ class ControlPlane:
             block_hashes=event.block_hashes,
             refuses_late=event.refuses_late,
         )
-        refusal = self._refusal(request)
+        refusal = self._refusal(request, now)
         if refusal is not None:
             request.step(RequestStep.REJECT)
             return [refusal]
@@ -192,25 +194,14 @@ class ControlPlane:
             placed += self._resize(now)
         return placed
 
-    def _refusal(self, request: Request) -> Reject | None:
+    def _refusal(self, request: Request, now: float) -> Reject | None:
         unfinished = len(self.cluster.requests)
         if unfinished >= self.requests_max:
             numbers = (("unfinished", float(unfinished)), ("requests_max", float(self.requests_max)))
-            return Reject(request.id, Reason(Why.QUEUE_FULL, numbers), self._drain_s() / max(1, unfinished))
+            return Reject(request.id, Reason(Why.QUEUE_FULL, numbers), self._vacancy.wait_s(now))
         if not self.sizing.is_startable() and not self.cluster.instances:
             return Reject(request.id, Reason(Why.START_FAILS))
         return None
-
-    def _drain_s(self) -> float:
-        """Predicted time until the work that is here now is done, by the slowest instance."""
-        drains = [0.0]
-        for instance in self.cluster.ready:
-            model = instance.latency.model
-            work_s = instance.waiting_s()
-            held = [*instance.waiting.values(), *instance.decoding.values()]
-            left = max((self.cluster.expected_tokens(r) - r.emitted_tokens for r in held), default=0)
-            drains.append(work_s + max(0, left) * model.decode_step_s(len(held), instance.context_tokens))
-        return max(drains)
 
     def _on_cancelled(self, event: RequestCancelled, now: float) -> list[Command]:
         request = self.cluster.requests.get(event.request_id)
@@ -708,7 +699,7 @@ class ControlPlane:
             self.cluster.observe_placement(request, placement.instance, is_late=placement.reason.why in _UNKEPT)
         if request.refuses_late and not request.dispatches and placement.reason.why in _UNKEPT:
             return self._refuse(
-                request, Reason(Why.TOO_LATE, placement.reason.numbers), self._excess_s(request, placement)
+                request, Reason(Why.TOO_LATE, placement.reason.numbers), self._excess_s(request, placement, now)
             )
         request.step(RequestStep.DISPATCH)
         request.instance_id = placement.instance.id
@@ -725,14 +716,14 @@ class ControlPlane:
         placement.instance.place(request, planned, now)
         return Dispatch(request.id, placement.instance.id, placement.reason, expected)
 
-    def _excess_s(self, request: Request, placement: Placement) -> float:
+    def _excess_s(self, request: Request, placement: Placement, now: float) -> float:
         """Predicted time until a request like this one could be served in time: what its queue is too long by.
 
-        Where the queue is not what keeps it from that, until the work that is here now is done.
+        Where the queue is not what keeps it from that, until one of those that are here has ended.
         """
         if request.slo.ttft_s is not None and placement.ttft_s is not None and placement.ttft_s > request.slo.ttft_s:
             return placement.ttft_s - request.slo.ttft_s
-        return self._drain_s() / max(1, len(self.cluster.requests))
+        return self._vacancy.wait_s(now)
 
     def _large_enough(self, request: Request) -> list[Instance]:
         tokens = request.prompt_tokens + request.max_tokens
