@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from hyperflexis.core.cadence import STEPS_MAX
 from hyperflexis.core.commands import Command, Conclude, Dispatch, Launch, Link, Migrate, Reject, Unlink, Why
-from hyperflexis.core.control import DISPATCHES_MAX
+from hyperflexis.core.control import TRIES_MAX
 from hyperflexis.core.events import Event, InstanceLost, Linked, LinkFailed, RequestArrived, RequestReturned
 from hyperflexis.core.instance import Instance, InstanceState
 from hyperflexis.core.request import RequestState
@@ -55,9 +55,7 @@ class Account:
             stream = driver._streams.get(number)
             assert stream is not None, f"nobody waits for {request!r}"
             ahead = len(stream.emitted) - request.emitted_tokens
-            # Steps that an instance had not told when it died are never told.
-            ahead_max = (STEPS_MAX + 1) * (1 + self._losses[number])
-            assert -1 <= ahead <= ahead_max, f"its client has {len(stream.emitted)} tokens: {request!r}"
+            assert -1 <= ahead <= STEPS_MAX + 1, f"its client has {len(stream.emitted)} tokens: {request!r}"
 
     def _note_loss(self, instance: Instance) -> None:
         self._failed_starts += instance.state is InstanceState.STARTING
@@ -104,7 +102,7 @@ class Account:
     def _may_reject(self, command: Reject) -> bool:
         why = command.reason.why
         if why is Why.LOST_TOO_OFTEN:
-            return self._losses[command.request_id] >= DISPATCHES_MAX
+            return self._losses[command.request_id] >= TRIES_MAX
         if why is Why.START_FAILS:
             return self._failed_starts >= self._world.control.sizing.fleet.launch_attempts_max
         if why is Why.TOO_LARGE:

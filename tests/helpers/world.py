@@ -160,8 +160,8 @@ class World:
         self.feed(InstanceReady(instance_id, capacity, self.model), now)
 
     def lose(self, instance_id: int, now: float) -> None:
-        del self.bodies[instance_id]
-        self.feed(InstanceLost(instance_id), now)
+        body = self.bodies.pop(instance_id)
+        self.feed(InstanceLost(instance_id, untold_steps=body.untold_steps), now)
 
     def end_step(self, body: Body, duration_s: float, now: float) -> None:
         report, sampled, ended = body.end(duration_s, now, self.answers.__getitem__)

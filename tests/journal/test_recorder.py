@@ -112,7 +112,7 @@ def test_slow_disk_leaves_a_gap(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert [each.now for each in entries[:place]] == [float(i) for i in range(place)]
     assert isinstance(gap.event, Gap)
     assert gap.now == float(place)
-    assert gap.event.events == number - (len(entries) - 1)
+    assert gap.event.events == live.lost_events == number - (len(entries) - 1)
     assert entries[place + 1].now == gap.event.until_s + 1
     assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]
     assert f"{gap.event.events} events are not in it" in caplog.text
@@ -152,6 +152,7 @@ def test_full_disk_is_told_once_and_leaves_a_gap(tmp_path: Path, disk: Disk, cap
     entries = list(only_run(tmp_path).entries())
     assert [each.now for each in entries] == [0.0, 1.0, 2.0, 5.0, 6.0]
     assert entries[2].event == Gap(3, 4.0, "No space left on device")
+    assert live.lost_events == 3
     told = [record.getMessage() for record in caplog.records]
     assert told == [
         "the journal cannot be written: No space left on device; the server goes on without it",

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from helpers.builders import H100_8B, SIMPLE, capacity
 from helpers.world import relabelled
 from hyperflexis.core.commands import Command, Conclude, Dispatch, Launch, Reject, Why
-from hyperflexis.core.control import DISPATCHES_MAX, ControlPlane, Policy
+from hyperflexis.core.control import TRIES_MAX, ControlPlane, Policy
 from hyperflexis.core.dispatch import SloDispatcher
 from hyperflexis.core.events import Event, InstanceReady, RequestArrived
 from hyperflexis.core.fleet import FleetBounds
@@ -105,7 +105,7 @@ def test_nobody_is_lost_or_served_twice(jobs: list[Job], fleet: FleetSpec, polic
         if isinstance(end, Reject):
             assert (outcome.rejected[row], outcome.finished[row], outcome.attained[row]) == (True, False, False)
             assert end.reason.why in {Why.LOST_TOO_OFTEN, Why.START_FAILS}
-            assert len(fleet.losses_s) >= DISPATCHES_MAX
+            assert len(fleet.losses_s) >= TRIES_MAX
         else:
             assert (outcome.rejected[row], outcome.finished[row]) == (False, True)
             assert outcome.output_tokens[row] == jobs[row].output_tokens

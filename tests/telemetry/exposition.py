@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from hyperflexis.core.slo import Slo, Timeline, Verdict
 from hyperflexis.gateway.backend import Fleet
 from hyperflexis.gateway.metrics import Metrics
+from hyperflexis.telemetry.journal_loss import JournalLoss
 from telemetry.worlds import WORLDS, counted, play
 
 INSTANCE = SimpleNamespace(
@@ -33,7 +34,8 @@ def shown() -> dict[str, Shown]:
     for world in WORLDS.values():
         decisions = counted()
         play(world, decisions)
-        metrics = Metrics(cast("Fleet", SimpleNamespace(instances=lambda: [INSTANCE])), lambda: 0, [decisions])
+        others = [decisions, JournalLoss(lambda: 1)]
+        metrics = Metrics(cast("Fleet", SimpleNamespace(instances=lambda: [INSTANCE])), lambda: 0, others)
         times = Timeline(0.0, 0.0, 0.1, 0.2, 0.3, 2, 0.1, 0.1)
         metrics.account_served("chat", 1, 2, [Verdict("chat", 0, Slo(1.0, 1.0, 1.0), times, "i0")])
         for family in text_string_to_metric_families(metrics.expose().decode()):

@@ -60,6 +60,8 @@ class EngineSection(Section):
     """Prompt tokens that may enter one step."""
     step_ms_max: float | None = Field(default=None, ge=1, le=MS_MAX)
     """Longest that a step should take that holds prompt tokens, as predicted; null: as long as promises allow."""
+    silence_timeout_s: float = Field(default=30.0, ge=1, le=86_400)
+    """Seconds without a word from an instance of this machine after which it is lost; its longest step is shorter."""
     profile: Line | None = None
     """File that `hyperflexis profile` wrote, to start instances from; null lets the first one measure itself."""
 

@@ -33,6 +33,7 @@ from hyperflexis.gateway.backend import ServedModel
 from hyperflexis.gateway.server import Gateway
 from hyperflexis.gateway.tokenizer import TextCodec, TokenizerError
 from hyperflexis.gateway.tracing import Tracer
+from hyperflexis.journal.recorder import LiveRecorder
 from hyperflexis.runtime.driver import Driver, Observer
 from hyperflexis.runtime.launchers.attached import OTHERS_S, AttachedLauncher, AttachError
 from hyperflexis.runtime.launchers.cluster import RayLauncher, RaySpec
@@ -40,6 +41,7 @@ from hyperflexis.runtime.launchers.local import LocalLauncher, LocalSpec
 from hyperflexis.runtime.launchers.vllm import VllmLauncher
 from hyperflexis.runtime.registry import Launcher
 from hyperflexis.telemetry.decisions import Decisions
+from hyperflexis.telemetry.journal_loss import JournalLoss
 from hyperflexis.view.live import LiveView
 
 T = TypeVar("T")
@@ -205,7 +207,9 @@ async def _launcher(
             if deployment.launcher == "ray":
                 launcher = await RayLauncher.start(_ray_spec(deployment, directory, common))
             else:
-                spec = LocalSpec(str(directory), weights=weights_spec(deployment), **common)
+                silence_timeout_s = deployment.engine.silence_timeout_s
+                weights = weights_spec(deployment)
+                spec = LocalSpec(str(directory), silence_timeout_s=silence_timeout_s, weights=weights, **common)
                 launcher = await LocalLauncher.start(spec, keep=keep)
         except EngineStartError as error:
             raise StartError(str(error), error.hint or None) from error
@@ -289,20 +293,24 @@ class _Watch(NamedTuple):
 def _watch(deployment: Deployment, control: ControlPlane) -> Iterator[_Watch]:
     classes, prices = deployment.service_classes(), deployment.prices()
     decisions = Decisions(classes, deployment.attainment_min(), prices, clock=time.monotonic)
+    collectors: list[Collector] = [decisions]
     with _journal(deployment, control) as journal, traces.tracing(deployment) as tracing:
+        journals = () if journal is None else (journal.observe,)
+        if journal is not None:
+            collectors.append(JournalLoss(lambda: journal.lost_events))
         lives = () if tracing is None else (tracing.lives.observe,)
         view = None
         if deployment.dashboard:
             view = LiveView(prices, classes, deployment.public_name, wall_s=time.time())
         views = () if view is None else (view.observe,)
-        yield _Watch((decisions.observe, *journal, *lives, *views), [decisions], tracing, view)
+        yield _Watch((decisions.observe, *journals, *lives, *views), collectors, tracing, view)
 
 
 @contextlib.contextmanager
-def _journal(deployment: Deployment, control: ControlPlane) -> Iterator[Sequence[Observer]]:
+def _journal(deployment: Deployment, control: ControlPlane) -> Iterator[LiveRecorder | None]:
     """What is to see every event, if a journal is to be written."""
     if deployment.journal.path is None:
-        yield ()
+        yield None
         return
     header = recordings.header(
         deployment.spelled_policy,
@@ -314,7 +322,7 @@ def _journal(deployment: Deployment, control: ControlPlane) -> Iterator[Sequence
     )
     folder = Path(deployment.journal.path).expanduser()
     with recordings.recording_live(folder, header, int(deployment.journal.size_mib_max * 2**20)) as recorder:
-        yield (recorder.observe,)
+        yield recorder
 
 
 @contextlib.asynccontextmanager

@@ -77,7 +77,7 @@ class Hold(NamedTuple):
 
 
 class Reject(NamedTuple):
-    """Refuse it; `retry_after_s` is when the work before it should be done, None where waiting would not help."""
+    """Refuse it; `retry_after_s` is when another should be taken, None where waiting would not help."""
 
     request_id: int
     reason: Reason

@@ -55,6 +55,7 @@ from hyperflexis.core.roles import RoleChange, RolePlanner
 from hyperflexis.core.scaling import Scaler
 from hyperflexis.core.sizing import Sizing
 from hyperflexis.core.step import StepRules
+from hyperflexis.core.vacancy import Vacancy
 
 TICK_S = 0.2
 """How often roles, and what waits for an instance to decode on, are looked at where nothing happens."""
@@ -69,8 +70,11 @@ BIND_TRIES_MAX = 8
 MOVE_TRIES_MAX = 3
 """A request that could not be moved so often stays where it is."""
 _LINKED_STATES = frozenset({InstanceState.LINKING, InstanceState.READY})
-DISPATCHES_MAX = 4
-"""A request that was on this many instances when they died is not tried again."""
+TRIES_MAX = 4
+"""A request that was on this many instances in a row when they died is not tried again."""
+PROGRESS_TOKENS = 4
+"""Unless it got so much further on one of them: then it is not what kills them. What dies of one token might emit
+another one each time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +107,7 @@ class ControlPlane:
         self.policy = policy
         self.requests_max = requests_max
         self.cluster = Cluster()
+        self._vacancy = Vacancy(self.cluster)
         self.links = Links()
         self.migrations = Migrations(self.cluster, self.links)
         self._handed_off: dict[int, Request] = {}
@@ -175,7 +180,7 @@ class ControlPlane:
             block_hashes=event.block_hashes,
             refuses_late=event.refuses_late,
         )
-        refusal = self._refusal(request)
+        refusal = self._refusal(request, now)
         if refusal is not None:
             request.step(RequestStep.REJECT)
             return [refusal]
@@ -189,25 +194,14 @@ class ControlPlane:
             placed += self._resize(now)
         return placed
 
-    def _refusal(self, request: Request) -> Reject | None:
+    def _refusal(self, request: Request, now: float) -> Reject | None:
         unfinished = len(self.cluster.requests)
         if unfinished >= self.requests_max:
             numbers = (("unfinished", float(unfinished)), ("requests_max", float(self.requests_max)))
-            return Reject(request.id, Reason(Why.QUEUE_FULL, numbers), self._drain_s() / max(1, unfinished))
+            return Reject(request.id, Reason(Why.QUEUE_FULL, numbers), self._vacancy.wait_s(now))
         if not self.sizing.is_startable() and not self.cluster.instances:
             return Reject(request.id, Reason(Why.START_FAILS))
         return None
-
-    def _drain_s(self) -> float:
-        """Predicted time until the work that is here now is done, by the slowest instance."""
-        drains = [0.0]
-        for instance in self.cluster.ready:
-            model = instance.latency.model
-            work_s = instance.waiting_s()
-            held = [*instance.waiting.values(), *instance.decoding.values()]
-            left = max((self.cluster.expected_tokens(r) - r.emitted_tokens for r in held), default=0)
-            drains.append(work_s + max(0, left) * model.decode_step_s(len(held), instance.context_tokens))
-        return max(drains)
 
     def _on_cancelled(self, event: RequestCancelled, now: float) -> list[Command]:
         request = self.cluster.requests.get(event.request_id)
@@ -261,6 +255,7 @@ class ControlPlane:
             return self.migrations.lose_request(request)
         if event.was_refused:  # That says nothing of the request, so it is no reason to give it up.
             request.dispatches -= 1
+            request.tries -= 1
         commands = [self._requeue(request, Why.RETURNED)]
         if request.state is RequestState.QUEUED and self.cluster.ready:
             commands.append(self._dispatch(request, now, avoided=instance))
@@ -470,7 +465,9 @@ class ControlPlane:
 
     def _on_lost(self, event: InstanceLost, now: float) -> list[Command]:
         """Forget the instance; what it had is dispatched again, with the tokens that its clients already have."""
-        return self._lose(self.cluster.instances[event.instance_id], now)
+        instance = self.cluster.instances[event.instance_id]
+        instance.advance(event.untold_steps)
+        return self._lose(instance, now)
 
     def _lose(self, instance: Instance, now: float) -> list[Command]:
         del self.cluster.instances[instance.id]
@@ -495,7 +492,9 @@ class ControlPlane:
         """Back into the queue; unless it was there when several instances died, and may be what kills them."""
         request.step(RequestStep.REQUEUE)
         request.instance_id = None
-        if request.dispatches >= DISPATCHES_MAX:
+        if request.emitted_tokens - request.tokens_at_dispatch >= PROGRESS_TOKENS:
+            request.tries = 0
+        if request.tries >= TRIES_MAX:
             return self._refuse(request, Reason(Why.LOST_TOO_OFTEN, (("dispatches", float(request.dispatches)),)))
         self.cluster.enqueue(request)
         return Hold(request.id, Reason(why))
@@ -701,11 +700,13 @@ class ControlPlane:
             self.cluster.observe_placement(request, placement.instance, is_late=placement.reason.why in _UNKEPT)
         if request.refuses_late and not request.dispatches and placement.reason.why in _UNKEPT:
             return self._refuse(
-                request, Reason(Why.TOO_LATE, placement.reason.numbers), self._excess_s(request, placement)
+                request, Reason(Why.TOO_LATE, placement.reason.numbers), self._excess_s(request, placement, now)
             )
         request.step(RequestStep.DISPATCH)
         request.instance_id = placement.instance.id
         request.dispatches += 1
+        request.tries += 1
+        request.tokens_at_dispatch = request.emitted_tokens
         if request.dispatched_s is None:
             request.dispatched_s = now
             request.predicted_ttft_s = placement.ttft_s
@@ -716,14 +717,14 @@ class ControlPlane:
         placement.instance.place(request, planned, now)
         return Dispatch(request.id, placement.instance.id, placement.reason, expected)
 
-    def _excess_s(self, request: Request, placement: Placement) -> float:
+    def _excess_s(self, request: Request, placement: Placement, now: float) -> float:
         """Predicted time until a request like this one could be served in time: what its queue is too long by.
 
-        Where the queue is not what keeps it from that, until the work that is here now is done.
+        Where the queue is not what keeps it from that, until one of those that are here has ended.
         """
         if request.slo.ttft_s is not None and placement.ttft_s is not None and placement.ttft_s > request.slo.ttft_s:
             return placement.ttft_s - request.slo.ttft_s
-        return self._drain_s() / max(1, len(self.cluster.requests))
+        return self._vacancy.wait_s(now)
 
     def _large_enough(self, request: Request) -> list[Instance]:
         tokens = request.prompt_tokens + request.max_tokens

@@ -113,6 +113,8 @@ class InstanceLost(NamedTuple):
 
     instance_id: int
     why: str = ""
+    untold_steps: int = 0
+    """Its last ones, of decodes alone, that it had no reason to report: in each, every decode emitted a token."""
 
 
 class TransferFailed(NamedTuple):

@@ -137,6 +137,10 @@ class Request:
     planned_tokens: int = 0
     """Prompt and the answer that its instance is believed to have to hold in the end."""
     dispatches: int = 0
+    tries: int = 0
+    """Dispatches since it last got further on one of them."""
+    tokens_at_dispatch: int = 0
+    """Emitted before its last one."""
     migrations: int = 0
     """Moves from one instance to another that were completed."""
     move_failures: int = 0

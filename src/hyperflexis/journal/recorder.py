@@ -132,6 +132,8 @@ class LiveRecorder:
         """Owned by the caller's thread."""
         self._unwritten: _Lost | None = None
         """Owned by the writing one."""
+        self._left_out = self._failed = 0
+        """Entries that did not fit, and that could not be written, ever; each is one thread's, too."""
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
         self._thread.start()
@@ -144,6 +146,11 @@ class LiveRecorder:
                 return
         self._given += _weight(event)
         self._waiting.append(Entry(now, event, commands, name))
+
+    @property
+    def lost_events(self) -> int:
+        """So many are not in the journal."""
+        return self._left_out + self._failed
 
     @property
     def thread_id(self) -> int | None:
@@ -161,9 +168,11 @@ class LiveRecorder:
         """Count what is left out; once half of the room is free, say how much it was and go on."""
         lost = self._overflow
         if lost is None:
+            self._left_out += 1
             log.error("the disk does not keep up with the journal; events are left out of it")
             self._overflow = _Lost(1, now, now, "the disk did not keep up")
         elif self._given - self._taken > self._waiting_max // 2:
+            self._left_out += 1
             lost.events, lost.until_s = lost.events + 1, now
         else:
             log.error("the journal goes on; %d events are not in it", lost.events)
@@ -197,6 +206,7 @@ class LiveRecorder:
             self._recorder.write(entries if lost is None else [lost.entry(), *entries])
         except Exception as error:  # noqa: BLE001 whatever is wrong with the journal, requests are served all the same.
             events = sum(each.event.events if isinstance(each.event, Gap) else 1 for each in entries)
+            self._failed += sum(not isinstance(each.event, Gap) for each in entries)
             if lost is None:
                 why = error.strerror if isinstance(error, OSError) else repr(error)
                 log.error("the journal cannot be written: %s; the server goes on without it", why)

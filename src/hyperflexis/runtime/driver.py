@@ -251,7 +251,9 @@ class Driver:
         self._changed.set()
 
     def _on_report(self, instance_id: int, report: StepReport) -> None:
-        self._members[instance_id].report = report
+        member = self._members[instance_id]
+        member.report = report
+        member.untold_steps = 0 if report.steps else member.untold_steps + 1
         shape = StepShape(report.prefill_tokens, report.prefill_pairs, report.decode_seqs, report.context_tokens)
         latency = LatencyModel(**report.latency) if report.latency else None
         for request_id, offer in report.offers.items():
@@ -318,7 +320,7 @@ class Driver:
             self._on_rest(instance_id, news)
         elif isinstance(news, wire.Linked):
             self._feed(Linked(news.peer, instance_id, news.version))
-        else:
+        elif isinstance(news, wire.LinkFailed):
             ends = (instance_id, news.peer) if news.is_lender else (news.peer, instance_id)
             self._feed(LinkFailed(*ends, news.version, news.why))
 
@@ -336,10 +338,10 @@ class Driver:
             self._on_lost(instance_id, news.why)
 
     def _on_lost(self, instance_id: int, why: str) -> None:
-        self._members.pop(instance_id, None)
+        member = self._members.pop(instance_id, None)
         self._unlaunched.pop(instance_id, None)
         log.warning("i%d is lost: %s", instance_id, why)
-        self._feed(InstanceLost(instance_id, why))
+        self._feed(InstanceLost(instance_id, why, 0 if member is None else member.untold_steps))
         self._changed.set()
 
     # -- the core, and what it decides

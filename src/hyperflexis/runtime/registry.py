@@ -30,6 +30,8 @@ class Member:
     ready: Ready | None = None
     """What it said when it was ready for the first time."""
     report: StepReport | None = None
+    untold_steps: int = 0
+    """Reports since the last one that said how many steps the control plane is to hear of."""
 
     @property
     def is_ready(self) -> bool:

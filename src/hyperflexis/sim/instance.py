@@ -150,14 +150,22 @@ class SimInstance:
         By request: how many tokens, and when the first one was out.
         """
         self.is_lost = True
-        elapsed = 0
-        if self._plan is not None and self._plan.steps > 1:
-            elapsed = _steps_within(self._kernel.now - self._began_s, *self._pace)
-            elapsed = min(elapsed, self._plan.steps - 1)
+        elapsed = self._elapsed_steps()
         return {
             each.id: (each.emitted + (elapsed if each.decodes is not None else 0), each.first_token_s)
             for each in self.scheduler.sequences()
         }
+
+    @property
+    def untold_steps(self) -> int:
+        """Steps that have ended and were not told."""
+        return STEPS_MAX - self._cadence.steps_left + self._elapsed_steps()
+
+    def _elapsed_steps(self) -> int:
+        """Of the run that is under way, those that have ended."""
+        if self._plan is None or self._plan.steps == 1:
+            return 0
+        return min(_steps_within(self._kernel.now - self._began_s, *self._pace), self._plan.steps - 1)
 
     def _wake(self) -> None:
         if not self._is_awake:

@@ -382,7 +382,7 @@ class Simulation:
             live = self._live.get(request_id)
             if live is not None:  # Else its client had left.
                 live.emitted, live.first_token_s = emitted, first_token_s
-        self._feed(InstanceLost(instance.id, "a planned fault"))
+        self._feed(InstanceLost(instance.id, "a planned fault", instance.untold_steps))
 
 
 def _sequence(live: _Live, expected_tokens: int, parting: Parting) -> Sequence:

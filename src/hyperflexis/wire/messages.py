@@ -225,6 +225,10 @@ class Wake(msgspec.Struct, frozen=True, array_like=True, tag=13):
     """Be as before. Answered by `Awake`, or by `Asleep` and why if the memory cannot be had. Work wakes it too."""
 
 
+class Ping(msgspec.Struct, frozen=True, array_like=True, tag=14):
+    """Say `Pong` between two steps, to show that there is somebody."""
+
+
 class Ready(msgspec.Struct, frozen=True, array_like=True, tag=0):
     """The instance's first message: what it can hold, and how fast it measured itself to be."""
 
@@ -371,9 +375,13 @@ class Awake(msgspec.Struct, frozen=True, array_like=True, tag=9):
     """Why it did not go to sleep."""
 
 
-Order = ExposeKv | Reclaim | LinkTo | Unlink | TakeIn | Abandon | Stay | Taken | FromPeer | Sleep | Wake
-"""What an instance is told of links, moves and sleep."""
-News = Exposed | Linked | LinkFailed | ToPeer | MoveFailed | Asleep | Awake
+class Pong(msgspec.Struct, frozen=True, array_like=True, tag=10):
+    """To `Ping`."""
+
+
+Order = ExposeKv | Reclaim | LinkTo | Unlink | TakeIn | Abandon | Stay | Taken | FromPeer | Sleep | Wake | Ping
+"""What an instance is told of links, moves and sleep, or asked."""
+News = Exposed | Linked | LinkFailed | ToPeer | MoveFailed | Asleep | Awake | Pong
 """What it says of them between its reports."""
 ToInstance = Work | Configure | Shutdown | Order
 FromInstance = Ready | StepReport | Failed | News

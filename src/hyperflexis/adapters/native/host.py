@@ -182,11 +182,17 @@ class ZygoteHost:
             self._say(Dismiss(orphans=[each.pid for each in self.orphans[keeping:]]))
             self.orphans = self.orphans[:keeping]
 
+    def kill(self, instance_id: int) -> None:
+        """End an instance, even one that is stopped or hangs; ignored if there is none."""
+        if pid := self.pids.get(instance_id):
+            os.kill(pid, signal.SIGKILL)  # Its zygote keeps the number from being another's until it has told its end.
+
     async def close(self) -> None:
         """End the zygote, and with it what still runs of its instances; or leave them, if it `is_left`."""
         if self._control.fileno() >= 0:
             self._loop.remove_reader(self._control.fileno())
             self._control.close()
+        self._children.clear()
         self.orphans = ()
         if self.is_left:
             return

@@ -36,6 +36,8 @@ from hyperflexis.wire.messages import (
     Linked,
     LinkFailed,
     LinkTo,
+    Ping,
+    Pong,
     Reclaim,
     Shutdown,
     Sleep,
@@ -149,6 +151,8 @@ class Instance:
             self._channel.send(self._sleep(message.level))
         elif isinstance(message, Wake):
             self._channel.send(self._wake())
+        elif isinstance(message, Ping):
+            self._channel.send(Pong())
         elif isinstance(message, ExposeKv | LinkTo | Unlink | Reclaim):
             self._take_link(message)
         else:

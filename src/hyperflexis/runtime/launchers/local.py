@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 
 from hyperflexis.adapters.contract import Adapter, Listener
 from hyperflexis.adapters.native import inheritance
-from hyperflexis.adapters.native.host import ZygoteHost
+from hyperflexis.adapters.native.host import NativeAdapter, ZygoteHost
 from hyperflexis.adapters.native.keep import Keep
 from hyperflexis.adapters.native.messages import Fork, Load, Loaded, Profile, WeightsSpec
 from hyperflexis.core.instance import Role
-from hyperflexis.wire.messages import News, Ready, StepReport
+from hyperflexis.runtime.launchers.pulse import Pulse
+from hyperflexis.wire.messages import News, Ping, Pong, Ready, StepReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,8 @@ class LocalSpec:
     """What is known of its steps; none: the first instance measures."""
     checks_transfers: bool = False
     """Whether KV that comes from other instances is compared with theirs."""
+    silence_timeout_s: float = 30.0
+    """Without a word from an instance that is ready, longer than its longest step, after which it is lost."""
     weights: WeightsSpec = field(default_factory=WeightsSpec)
     """Where they may come from besides the disk, and whether they are lent on."""
 
@@ -102,7 +105,9 @@ class LocalLauncher:
             checks_transfers=self._spec.checks_transfers,
             weights=self._sibling_weights,
         )
-        return self._zygote.fork(order, _Remembering(self, listener))
+        watching = _Watching(self, instance_id, listener)
+        watching.adapter = self._zygote.fork(order, watching)
+        return watching.adapter
 
     async def close(self) -> None:
         """End all instances, or leave them to the next gateway."""
@@ -138,6 +143,15 @@ class LocalLauncher:
             self._samples = ready.samples
             self._tell_of_samples()
 
+    def watch(self, instance_id: int, adapter: NativeAdapter) -> Pulse:
+        """Give up an instance that falls silent: what it has goes on elsewhere, and its process ends."""
+
+        def give_up(why: str) -> None:
+            adapter.fail(why)
+            self._zygote.kill(instance_id)
+
+        return Pulse(self._spec.silence_timeout_s, lambda: adapter.order(Ping()), give_up)
+
     def _tell_of_samples(self) -> None:
         """Siblings elsewhere need not measure either."""
         if self._samples and self._spec.weights.lends:
@@ -162,22 +176,37 @@ def _order(spec: LocalSpec, *, is_kept: bool) -> Load:
     )
 
 
-class _Remembering:
-    """Lets the launcher see what an instance measured, and passes everything on."""
+class _Watching:
+    """Lets the launcher see what an instance measured, and whether it still speaks; passes everything on."""
 
-    def __init__(self, launcher: LocalLauncher, listener: Listener) -> None:
+    adapter: NativeAdapter
+
+    def __init__(self, launcher: LocalLauncher, instance_id: int, listener: Listener) -> None:
         self._launcher = launcher
+        self._instance_id = instance_id
         self._listener = listener
+        self._pulse: Pulse | None = None
+        """Once it is ready."""
 
     def on_ready(self, ready: Ready) -> None:
         self._launcher.remember(ready)
+        self._pulse = self._launcher.watch(self._instance_id, self.adapter)
         self._listener.on_ready(ready)
 
     def on_report(self, report: StepReport) -> None:
+        self._note_word()
         self._listener.on_report(report)
 
     def on_news(self, news: News) -> None:
-        self._listener.on_news(news)
+        self._note_word()
+        if not isinstance(news, Pong):
+            self._listener.on_news(news)
 
     def on_lost(self, why: str) -> None:
+        if self._pulse is not None:
+            self._pulse.end()
         self._listener.on_lost(why)
+
+    def _note_word(self) -> None:
+        if self._pulse is not None:
+            self._pulse.heard()
