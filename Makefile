@@ -14,7 +14,7 @@ TESTS ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test test-vllm soak faults check docs audit bench bench-scheduling bench-disaggregation bench-scaling format constraints clean
+.PHONY: help setup serve test test-vllm soak faults realfaults check docs audit bench bench-scheduling bench-disaggregation bench-scaling format constraints clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -47,6 +47,9 @@ soak: setup ## Play the tests of moves and faults at random for longer, other wo
 
 faults: setup ## Play worlds full of faults: COUNT of them (one), from SEED (0) on
 	PYTHONPATH=tests $(BIN)/python -m faults $(or $(SEED),0) $(or $(COUNT),1) $(ARGS)
+
+realfaults: setup ## Kill, stop, flood and starve a real server for a quarter of an hour (ARGS='--only kills') and write what clients noticed
+	$(BIN)/python benchmarks/real_faults.py --json benchmarks/results/real_faults.json $(ARGS)
 
 check: setup ## Check format, lint, types and the import arrows
 	$(BIN)/ruff format --check .

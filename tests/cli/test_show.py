@@ -142,6 +142,7 @@ def test_comments_are_aligned_and_name_the_source(tmp_path: Path) -> None:
         "  seqs_max: 256             # default",
         "  prefill_tokens_max: 2048  # default",
         "  step_ms_max: null         # default",
+        "  silence_timeout_s: 30     # default",
         "  profile: null             # default",
         "scaling:",
         "  min: 1                    # default",
