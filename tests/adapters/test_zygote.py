@@ -116,6 +116,12 @@ class World:
         socket.send_fds(gateway, [encode(TakeOver(TIMEOUT_S))], [reins.STDERR])
         self.turn()
 
+    def see_end(self, pid: int) -> None:
+        """Let the zygote notice that a process has ended, unless it has already."""
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        self.turn()
+
     def close(self) -> None:
         for process in self._processes:
             process.kill()
@@ -241,8 +247,7 @@ def test_another_one_is_forked_for_an_orphan_that_died(world: World, is_reaped: 
     world.ends.pop(pid).close()  # As its end does.
     if is_reaped:
         os.kill(pid, signal.SIGKILL)
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        world.turn()
+        world.see_end(pid)
     world.start(second, order(1, pid))
     (told,) = heard(second)
     assert isinstance(told, Forked)
@@ -290,14 +295,12 @@ def test_orphans_are_dismissed_by_process_and_others_by_number(world: World) -> 
     heard(second)
     second.send(encode(Dismiss(orphans=pids)))
     world.turn()
-    os.waitid(os.P_PID, pids[1], os.WEXITED | os.WNOWAIT)
-    world.turn()
+    world.see_end(pids[1])
     assert [each.pid for each in world.zygote._children.values()] == [pids[0]]
     assert heard(second) == [], "of an orphan nobody knows"
     second.send(encode(Dismiss(number=1)))
     world.turn()
-    os.waitid(os.P_PID, pids[0], os.WEXITED | os.WNOWAIT)
-    world.turn()
+    world.see_end(pids[0])
     assert heard(second) == [Exited(1, -signal.SIGKILL)]
     second.close()
 
@@ -374,8 +377,7 @@ class Gateways(RuleBasedStateMachine):
         self.living.remove(pid)
         self.world.ends.pop(pid).close()
         os.kill(pid, signal.SIGKILL)
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        self.world.turn()
+        self.world.see_end(pid)
         number = self.numbers.pop(pid, None)
         if self.connected is not None:
             expected = [] if number is None else [Exited(number, -signal.SIGKILL)]
