@@ -14,6 +14,16 @@ import time
 from hyperflexis.adapters.native.lineage import die_with_parent, leave_signals_to_parent
 from hyperflexis.adapters.native.messages import Warm
 
+ENVIRONMENT = {
+    # Asking the driver's management library whether there is a GPU does not initialise CUDA in this process.
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+    # Kernels for products, one for each number of rows: 1,024 of them by default, in two caches, some 600 MB an instance.
+    # With 192 as many requests get through, with 64 4 % fewer (docs/faults.md).
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "192",
+    "LRU_CACHE_CAPACITY": "192",
+}
+"""What libraries look at when they are imported, where nobody has set it otherwise."""
+
 
 def main() -> None:
     """Serve the control socket until the parent closes it."""
@@ -24,8 +34,8 @@ def main() -> None:
         die_with_parent(int(parent_pid))
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     leave_signals_to_parent()
-    # Asking the driver's management library whether there is a GPU does not initialise CUDA in this process.
-    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     # Only now, so that a parent's death during this long import is noticed.
     from hyperflexis.adapters.native.zygote import Zygote
 
