@@ -270,6 +270,9 @@ class Fleet:
         self._go(command.instance_id, "stopped", now)
 
     def _lost(self, event: InstanceLost, now: float) -> None:
+        if instance := self.instances.get(event.instance_id):
+            self.tokens += event.untold_steps * len(instance.decoding)
+            instance.steps += event.untold_steps
         self._go(event.instance_id, "lost", now)
 
     def _go(self, instance_id: int, state: str, now: float) -> None:
