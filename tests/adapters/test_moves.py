@@ -333,6 +333,19 @@ def test_sequence_goes_on_where_it_was_left() -> None:
     assert end.step().resumed == []
 
 
+def test_caller_that_calls_too_late_and_leaves_is_forgotten() -> None:
+    end = End()
+    end.hear(Called(Call(1, 4)))
+    end.hear(Left(1, 4))
+    assert not end.stepping.moves._callers
+    end.hear(Called(Call(1, 5)))
+    end.hear(Left(1, 4))
+    end.step()
+    (answered,) = [*end.said(), *end.letters()]
+    assert isinstance(answered, Answered)
+    assert answered.answer.is_gone
+
+
 def hand_off(end: End) -> StepReport:
     end.stepping.reconfigure({"hands_off": True}, 2)
     end.submit()

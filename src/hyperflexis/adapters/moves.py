@@ -204,8 +204,14 @@ class Moves:
             taking = self._takings.get(word.answer.request_id)
             if taking is not None and taking.order.move == word.answer.move:  # Else it is late.
                 self._take(taking, word, now)
-        elif self._giver.left(word.request, word.move):
+        else:
+            self._leave(word)
+
+    def _leave(self, word: Left) -> None:
+        if self._giver.left(word.request, word.move):
             self._resumed.append(word.request)
+        if not self._giver.is_called_for(word.request):
+            self._callers.pop(word.request, None)
 
     def taken(self, request_id: int) -> bool:
         """A sequence goes on elsewhere; returns whether it was still here."""

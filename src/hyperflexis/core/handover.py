@@ -126,6 +126,10 @@ class Giver:
         """Whether somebody waits for an answer."""
         return bool(self._calls)
 
+    def is_called_for(self, sequence_id: int) -> bool:
+        """Whether somebody waits for an answer about this one."""
+        return sequence_id in self._calls
+
     def taken(self, sequence_id: int) -> None:
         """It goes on elsewhere: forget it here."""
         self._calls.pop(sequence_id, None)
