@@ -20,8 +20,6 @@ from hyperflexis.view.snapshot import Chapter
 from hyperflexis.view.stories import InstanceStories
 
 _DAY_CHARS, _CLOCK_CHARS = len("2026-11-29"), len("2026-11-29 12:03:04.120")
-
-
 _INSTANCE = re.compile(r"i(\d{1,9})")
 """As instances are named everywhere; no answer's id looks like that."""
 

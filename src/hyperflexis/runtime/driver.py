@@ -253,7 +253,7 @@ class Driver:
     def _on_report(self, instance_id: int, report: StepReport) -> None:
         member = self._members[instance_id]
         member.report = report
-        member.untold_steps = 0 if report.steps else member.untold_steps + 1
+        member.note_steps(report)
         shape = StepShape(report.prefill_tokens, report.prefill_pairs, report.decode_seqs, report.context_tokens)
         latency = LatencyModel(**report.latency) if report.latency else None
         for request_id, offer in report.offers.items():

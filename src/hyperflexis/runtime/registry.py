@@ -31,7 +31,14 @@ class Member:
     """What it said when it was ready for the first time."""
     report: StepReport | None = None
     untold_steps: int = 0
-    """Reports since the last one that said how many steps the control plane is to hear of."""
+    """Steps since the last report that said how many the control plane is to hear of."""
+
+    def note_steps(self, report: StepReport) -> None:
+        """Count a step that is not told, if it is a whole one: servers that tell only tokens may tell one in parts."""
+        if report.steps:
+            self.untold_steps = 0
+        elif report.decode_seqs and len(report.requests) >= report.decode_seqs:
+            self.untold_steps += 1
 
     @property
     def is_ready(self) -> bool:

@@ -17,8 +17,8 @@ from hyperflexis.adapters.native.messages import Warm
 ENVIRONMENT = {
     # Asking the driver's management library whether there is a GPU does not initialise CUDA in this process.
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
-    # Kernels for products, one for each number of rows: 1,024 of them by default, in two caches, some 600 MB an
-    # instance. With 192 as many requests get through, with 64 4 % fewer (docs/faults.md).
+    # Kernels for products, one for each number of rows, in two caches of 1,024 each by default: under loads that change
+    # all the time an instance grew by hundreds of MB (docs/faults.md).
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "192",
     "LRU_CACHE_CAPACITY": "192",
 }
