@@ -8,13 +8,13 @@ from engine_models import random_runner, tiny_config
 from engine_player import Job, Player, mixed_prompts
 
 from hyperflexis.engine import linear as linear_module
-from hyperflexis.engine.linear import Linear, PackedLinear, PlainLinear, can_pack
+from hyperflexis.engine.linear import Linear, PackedLinear, PlainLinear, can_pack, padded_rows
 
 NEEDS_PACKING = pytest.mark.skipif(not can_pack(torch.float32), reason="this torch has no packed products")
 
 
 @NEEDS_PACKING
-@pytest.mark.parametrize("rows", [0, 1, 7, 32, 100])
+@pytest.mark.parametrize("rows", [0, 1, 7, 32, 33, 100, 256])
 @pytest.mark.parametrize("has_bias", [False, True])
 def test_packed_products_equal_plain_ones(rows: int, has_bias: bool) -> None:
     generator = torch.Generator().manual_seed(rows)
@@ -24,6 +24,15 @@ def test_packed_products_equal_plain_ones(rows: int, has_bias: bool) -> None:
     plain, packed = (torch.stack((way(x), way.add_to(x, base.clone()))) for way in ways)
     torch.testing.assert_close(packed, plain)
     torch.testing.assert_close(plain[1], plain[0] + base)
+
+
+def test_few_numbers_of_rows_are_multiplied_and_little_is_padding() -> None:
+    padded = [padded_rows(rows) for rows in range(1025)]
+    assert padded[:33] == list(range(33))
+    assert all(rows <= to <= rows * 9 / 8 + 1 for rows, to in enumerate(padded))
+    assert all(padded_rows(to) == to for to in padded)
+    assert padded == sorted(padded)
+    assert len(set(padded[1:])) == 32 + 5 * 8
 
 
 @NEEDS_PACKING

@@ -4,6 +4,9 @@ On a CPU, oneDNN multiplies a matrix that it was allowed to lay out its own way 
 (measured on 2 AMD EPYC cores, float32 and bfloat16), at the price of holding it twice or three times. Small models
 take that price. The operators are those that torch's own compiler emits; they are probed, compared with the plain
 product once, and done without where either fails.
+
+oneDNN makes a kernel for each number of rows that it meets, and keeps it: by the megabyte, with every layer's shapes,
+for as long as the loads go on changing. So the rows are padded to one of few numbers (`padded_rows`).
 """
 
 from __future__ import annotations
@@ -11,9 +14,16 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 
 PACKED_BYTES_MAX = 1 << 25
 """Models with larger weights are computed where they lie."""
+
+_EXACT_ROWS_MAX = 32
+"""Up to here, where the batches of decode steps are, nothing is padded."""
+
+_SIZES_PER_OCTAVE = 8
+"""So many numbers of rows are multiplied above, between a power of two and the next."""
 
 _ROWS_HINT = 32
 """The packing is laid out for so many rows; measured, it serves 1 to 1024 of them best of all hints tried."""
@@ -46,6 +56,14 @@ class PlainLinear:
         return base if self._bias is None else base.add_(self._bias)
 
 
+def padded_rows(rows: int) -> int:
+    """Return the number of rows, at least `rows`, with which a packed product is computed."""
+    if rows <= _EXACT_ROWS_MAX:
+        return rows
+    step = (1 << (rows - 1).bit_length() - 1) // _SIZES_PER_OCTAVE
+    return -(-rows // step) * step
+
+
 class PackedLinear:
     """Uses copies of the weight in the layouts that suit it best: oneDNN's own and, in float32, one for single rows."""
 
@@ -65,14 +83,19 @@ class PackedLinear:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if self._single is not None and x.shape[0] == 1:
             return self._single(x)
-        product: torch.Tensor = self._product(x, self._weight, self._bias, "none", [], "")
-        return product
+        product: torch.Tensor = self._product(_padded(x), self._weight, self._bias, "none", [], "")
+        return product[: x.shape[0]]
 
     def add_to(self, x: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
         if self._single is not None and x.shape[0] == 1:
             return self._single.add_to(x, base)
-        total: torch.Tensor = self._sum(x, base, self._weight, self._bias, "add")
-        return total
+        total: torch.Tensor = self._sum(_padded(x), _padded(base), self._weight, self._bias, "add")
+        return total[: x.shape[0]]
+
+
+def _padded(x: torch.Tensor) -> torch.Tensor:
+    missing = padded_rows(x.shape[0]) - x.shape[0]
+    return F.pad(x, (0, 0, 0, missing)) if missing else x
 
 
 def can_pack(dtype: torch.dtype) -> bool:

@@ -17,10 +17,11 @@ from hyperflexis.adapters.native.messages import Warm
 ENVIRONMENT = {
     # Asking the driver's management library whether there is a GPU does not initialise CUDA in this process.
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
-    # Kernels for products, one for each number of rows, in two caches of 1,024 each by default: under loads that change
-    # all the time an instance grew by hundreds of MB (docs/faults.md).
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "192",
-    "LRU_CACHE_CAPACITY": "192",
+    # Kernels for products, one for each number of rows, in two caches of 1,024 each by default, which a model whose
+    # weights are not packed fills. For one whose weights are, five shapes of a layer in the sizes up to 1,024 rows are
+    # 365 kernels (`engine.linear.padded_rows`).
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "512",
+    "LRU_CACHE_CAPACITY": "512",
 }
 """What libraries look at when they are imported, where nobody has set it otherwise."""
 
