@@ -119,6 +119,7 @@ MOVES = Table(
     ["done", "failed", "source lost", "given back", "target lost", "cancelled"],
     impossible={
         **_all(["decoding"], ["done"], "it stands still before it arrives"),
+        **_all(["standing"], ["given back"], "its blocks are leased to who copies them"),
         **_all(["in transit"], ["source lost", "given back"], "its source has lost it already"),
         **_all([GONE], ["given back", "cancelled"], "it has ended"),
     },

@@ -216,12 +216,18 @@ class Process(Listener):
                 return
 
     def give_back(self, which: int, request_id: int | None) -> None:
-        """Have a request no more between two steps, and say so with the next report."""
+        """Have a request no more between two steps, and say so with the next report.
+
+        What stands still stays: a peer was told of all its blocks and may be copying them. Servers that give requests
+        back keep such blocks for as long as they lease them.
+        """
 
         def leave() -> None:
-            if (sequence := self._pick(which, request_id)) is not None:
-                self.modelled._stepping.cancel(sequence.id, self.clock.time())
-                self._returned[sequence.id] = not sequence.has_started
+            sequence = self._pick(which, request_id)
+            if sequence is None or sequence.id in self.scheduler.moves.suspended:
+                return
+            self.modelled._stepping.cancel(sequence.id, self.clock.time())
+            self._returned[sequence.id] = not sequence.has_started
 
         self.modelled.post(leave)
 

@@ -108,7 +108,6 @@ RARE: list[tuple[Table, str, str, Plan]] = [
     ),
     (LINKS, "pending", "silent", Plan(setting=THREE, asks=BUSY, faults=(Fault(0.0, "hang", 1, 7.0, "Link"),))),
     (LINKS, "replaced", "up", Plan(setting=THREE, asks=BUSY, faults=(Fault(0.0, "hang", 1, 7.0, "Link"),))),
-    (MOVES, "standing", "given back", _upon_migrate(APART, BUSY, Fault(0.0, "give back", after_s=0.15))),
 ]
 
 
