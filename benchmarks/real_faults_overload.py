@@ -63,6 +63,7 @@ async def overload(folder: Path, options: Namespace) -> dict[str, Any]:
         "seconds": options.overload_s,
         "promise": {"ttft_ms": TTFT_MS, "tpot_ms": TPOT_MS},
         "statuses": {name: dict(Counter(each.status for each in crowd.heard[name])) for name in CLASSES},
+        "broken": _broken([each for name in CLASSES for each in crowd.heard[name] if not each.status]),
         "strict": _kept([each for each in crowd.heard["strict"] if each.status == 200]),
         "retry_after": {name: _honesty(crowd.heard[name]) for name in CLASSES},
         "obedient": crowd.obedience(),
@@ -102,8 +103,8 @@ class _Crowd:
         self._tasks: set[asyncio.Task[Any]] = set()
         self.sent = 0
         self.heard: dict[str, list[Heard]] = {name: [] for name in CLASSES}
-        self.memory: list[tuple[float, float, float]] = []
-        """(seconds, MiB of the gateway, of its instances)."""
+        self.memory: list[tuple[float, float, float, int]] = []
+        """(seconds, MiB of the gateway, of its instances, descriptors that the gateway has open)."""
         self._tries: list[int] = []
         """Of those who came again when they were told to, how often they asked until they were let in."""
         self._is_over = asyncio.Event()
@@ -166,8 +167,14 @@ class _Crowd:
         while not self._is_over.is_set():
             mib = self._server.memory_mib()
             at_s = round(time.monotonic() - start_s)
-            self.memory.append((at_s, round(mib["gateway"], 1), round(mib["instances"], 1)))
+            measured = round(mib["gateway"], 1), round(mib["instances"], 1), self._server.descriptors()
+            self.memory.append((at_s, *measured))
             await asyncio.sleep(2)
+
+
+def _broken(heard: Sequence[Heard]) -> dict[str, int]:
+    """How often connections broke before there was an answer, by the kind of error."""
+    return dict(Counter(each.error.partition("(")[0] for each in heard))
 
 
 def _kept(accepted: Sequence[Heard]) -> dict[str, Any]:

@@ -19,6 +19,10 @@ STOP_GRACE_S = 1.0
 """After all answers were ended, so long their last bytes may take."""
 LINGER_S = 2.0
 """So long the rest of a refused body is read and dropped: closing earlier would lose the refusal on its way."""
+BACKLOG = 4096
+"""New connections that wait to be accepted, if the system allows so many. A round of the event loop that answers a
+crowd takes a second; whoever finds no place meanwhile tries again after ever longer times, and is then too late for us.
+"""
 SPARE_FILES = 128
 """Descriptors that connections leave to the rest of the process."""
 
@@ -77,7 +81,7 @@ class Listener:
                 self._connections.factory(self._runner.server),
                 self._host,
                 self._port,
-                backlog=1024,
+                backlog=BACKLOG,
                 ssl=self._tls,
                 ssl_handshake_timeout=self._limits.head_s if self._tls else None,
             )
