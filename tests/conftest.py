@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import HealthCheck, settings
 
-from helpers.soak import FACTOR, examples
+from helpers.soak import FACTOR, FIRST_SEED, examples
 
 settings.register_profile(
     "shared",
@@ -19,6 +19,10 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 settings.load_profile("shared")
+
+
+def pytest_report_header() -> str:
+    return f"soaks: SOAK={FACTOR} SOAK_FROM={FIRST_SEED}" if FACTOR > 1 else ""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 
 import pytest
 
 from faults.__main__ import explain, failure
-from faults.coverage import INSTANCES, LINKS, MOVES, REQUESTS, STARTS, Coverage, Table
+from faults.coverage import INSTANCES, LINKS, REQUESTS, STARTS, Coverage, Table
 from faults.plan import Ask, Fault, Plan, Setting, draw
 from faults.world import play
 from helpers import soak
 
 WORLDS, CHUNK = 100, 20
-
-
-def first_seed() -> int:
-    """The same ones each run, other ones when it soaks."""
-    return 0 if soak.FACTOR == 1 else time.time_ns() % 1_000_000_000
 
 
 def _upon_migrate(setting: Setting, asks: tuple[Ask, ...], *faults: Fault) -> Plan:
@@ -29,7 +23,7 @@ def _upon_migrate(setting: Setting, asks: tuple[Ask, ...], *faults: Fault) -> Pl
 @pytest.mark.soak
 @pytest.mark.parametrize("chunk", range(soak.examples(WORLDS // CHUNK)))
 def test_nothing_is_lost_whatever_fails(chunk: int) -> None:
-    begin = first_seed() + chunk * CHUNK
+    begin = soak.FIRST_SEED + chunk * CHUNK
     for seed in range(begin, begin + CHUNK):
         error = failure(draw(seed))
         if error is not None:

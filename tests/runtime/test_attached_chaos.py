@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from dataclasses import replace
 
 import pytest
@@ -92,15 +91,9 @@ class Chaos:
             await asyncio.sleep(0.005)
 
 
-def seeds(count: int) -> list[int]:
-    """The same ones each run, other ones when it soaks."""
-    first = 0 if soak.FACTOR == 1 else time.time_ns() % 1_000_000
-    return [first + number for number in range(soak.examples(count))]
-
-
 @pytest.mark.soak
 @pytest.mark.parametrize("roles", [(M, M, M), (P, D, M), (P, P, D, D)], ids=["mixed", "some apart", "apart"])
-@pytest.mark.parametrize("seed", seeds(2))
+@pytest.mark.parametrize("seed", range(soak.FIRST_SEED, soak.FIRST_SEED + soak.examples(2)))
 @live
 async def test_anything_may_happen(seed: int, roles: tuple[Role, ...]) -> None:
     policy = create("hyperflexis", 2048, roles="fixed")
