@@ -147,6 +147,29 @@ def test_too_many_unfinished_requests_are_refused_with_a_hint() -> None:
     assert summary(feed(plane, arrival(4))) == [("Dispatch", 4, Why.FEASIBLE)]
 
 
+def test_more_important_ones_take_the_places_of_those_that_have_not_begun() -> None:
+    plane = running(requests_max=2)
+    feed(plane, arrival(1), arrival(2))
+    assert summary(feed(plane, arrival(3))) == [("Reject", 3, Why.QUEUE_FULL)]
+    commands = feed(plane, arrival(4, priority=1))
+    told = [("Dispatch", 4, Why.FEASIBLE), ("Cancel", 2, Why.DISPLACED), ("Reject", 2, Why.DISPLACED)]
+    assert summary(commands) == told
+    refusal = commands[-1]
+    assert isinstance(refusal, Reject)
+    assert refusal.retry_after_s is not None
+    assert sorted(plane.cluster.requests) == [1, 4]
+    feed(plane, first_token(1))
+    assert summary(feed(plane, arrival(5, priority=1))) == [("Reject", 5, Why.QUEUE_FULL)]
+
+
+def test_nobody_goes_for_one_that_is_refused_all_the_same() -> None:
+    plane = running(requests_max=1)
+    feed(plane, arrival(1))
+    commands = feed(plane, arrival(2, prompt_tokens=399, max_tokens=2, priority=1))
+    assert summary(commands) == [("Reject", 2, Why.TOO_LARGE)]
+    assert sorted(plane.cluster.requests) == [1]
+
+
 def test_request_that_rather_hears_no_is_refused_where_it_would_be_late() -> None:
     plane = running()
     late, timely = slo(ttft_s=0.019), slo(ttft_s=0.021)
@@ -592,6 +615,7 @@ class Anything(RuleBasedStateMachine):
         assert {*self.world.live} == {*plane.cluster.requests}
         assert {*self.world.live, *self.world.ends} == set(range(self.arrived))
         assert {*self.world.bodies} == {*plane.cluster.instances}
+        assert len(plane.cluster.requests) <= plane.admission.requests_max
         for number, live in self.world.live.items():
             one = plane.cluster.requests[number]
             untold = 0
@@ -605,6 +629,8 @@ class Anything(RuleBasedStateMachine):
         for number, end in self.world.ends.items():
             if isinstance(end, Reject) and end.reason.why is Why.LOST_TOO_OFTEN:
                 assert self.losses[number] >= TRIES_MAX
+            if isinstance(end, Reject) and end.reason.why is Why.DISPLACED:
+                assert not self.world.tokens.get(number), "its client had seen something"
 
     def teardown(self) -> None:
         """Nothing new comes and nothing more fails: all that lives must end, with the very tokens that it should."""
@@ -632,7 +658,7 @@ class Anything(RuleBasedStateMachine):
     def check_replay(self, rename: int) -> None:
         """The same events give the same commands, and ids are only labels: stretched in order, they change no more."""
         plane = self.world.control
-        twin = ControlPlane(create(plane.policy.name, 16), plane.sizing.fleet, plane.requests_max)
+        twin = ControlPlane(create(plane.policy.name, 16), plane.sizing.fleet, plane.admission.requests_max)
         for now, event, commands in self.world.journal:
             renamed = [relabelled(command, rename) for command in commands]
             assert twin.handle(relabelled(event, rename), now) == renamed

@@ -110,6 +110,8 @@ class Account:
             return len(request.prompt) + request.max_tokens > setting.blocks * BLOCK_TOKENS
         if why is Why.QUEUE_FULL:
             return len(self._world.control.cluster.requests) >= self._world.plan.setting.requests_max
+        if why is Why.DISPLACED:
+            return not self._world.driver._streams[command.request_id].emitted
         return why is Why.TOO_LATE and self._world.driver._streams[command.request_id].request.refuses_late
 
     def _check_dispatch(self, command: Dispatch) -> None:

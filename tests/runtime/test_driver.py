@@ -408,6 +408,23 @@ async def test_too_many_requests_are_told_when_to_come_back() -> None:
 
 
 @virtual
+async def test_a_more_important_request_takes_the_place_of_one_that_has_no_token() -> None:
+    with World(instances=1, requests_max=3) as world:
+        await world.ready()
+        first = world.submit([1] * 30, max_tokens=40)
+        await world.until(first, RequestState.DECODING)
+        waiting = world.submit([2] * 30, max_tokens=40)
+        part = world.submit([3] * 30, max_tokens=40, is_part=True)
+        urgent = world.submit([4] * 30, max_tokens=40, priority=1)
+        assert (waiting.end.reason, waiting.end.status) == ("rejected", 429)
+        assert waiting.end.retry_after_s is not None
+        assert "a more important one has come" in waiting.end.message
+        assert not waiting.tokens
+        await world.settle()
+        assert [client.end.reason for client in (first, part, urgent)] == ["length"] * 3
+
+
+@virtual
 async def test_request_that_no_instance_could_hold_is_refused() -> None:
     with World(launcher=ModelledLauncher(blocks=10)) as world:
         await world.ready()

@@ -227,7 +227,7 @@ class LimitsSection(Section):
     stream_buffer_kib: int = Field(default=1024, ge=1)
     """Unsent output in KiB after which a stream whose reader stalls is cancelled."""
     requests_max: int = Field(default=10_000, ge=1)
-    """Requests that may be waiting and running together; above it, 429."""
+    """Requests that may be waiting and running together; above it, 429 for the least important without a token."""
     priority_max: int = Field(default=100, ge=0, le=PRIORITY_MAX)
     """Highest priority that a client can ask for by itself; higher wishes are lowered to it."""
 

@@ -48,7 +48,7 @@ def header(
         rules=control.policy.rules,
         role_rules=dict(control.policy.role_rules),
         fleet=control.sizing.fleet,
-        requests_max=control.requests_max,
+        requests_max=control.admission.requests_max,
         classes=list(classes),
         seed=seed,
         max_tokens=max_tokens,

@@ -20,6 +20,7 @@ class Why(Enum):
     NO_INSTANCE = "no instance is ready"
     TOO_LATE = "its promises could not be kept"
     QUEUE_FULL = "too many requests are unfinished"
+    DISPLACED = "too many requests are unfinished, and a more important one has come"
     TOO_LARGE = "no instance could hold it"
     CLIENT_LEFT = "the client cancelled"
     FLEET_SHORT = "fewer instances than the fleet should have"

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from hyperflexis.core.admission import Admission
 from hyperflexis.core.binding import Binder
 from hyperflexis.core.cluster import Cluster
 from hyperflexis.core.commands import (
@@ -105,11 +106,11 @@ class ControlPlane:
 
     def __init__(self, policy: Policy, fleet: FleetBounds, requests_max: int = 10_000) -> None:
         self.policy = policy
-        self.requests_max = requests_max
         self.cluster = Cluster()
         self._vacancy = Vacancy(self.cluster)
         self.links = Links()
         self.migrations = Migrations(self.cluster, self.links)
+        self.admission = Admission(self.cluster, self.migrations, requests_max)
         self._handed_off: dict[int, Request] = {}
         """Those that stand still where they were prefilled, and are bound to no other instance yet."""
         self.sizing = Sizing(fleet, self.cluster)
@@ -179,11 +180,16 @@ class ControlPlane:
             service_class=event.service_class,
             block_hashes=event.block_hashes,
             refuses_late=event.refuses_late,
+            is_part=event.is_part,
         )
-        refusal = self._refusal(request, now)
-        if refusal is not None:
+        is_full = self.admission.is_full
+        displaced = self.admission.displaced_by(request, now) if is_full else None
+        if is_full and displaced is None:
             request.step(RequestStep.REJECT)
-            return [refusal]
+            return [Reject(request.id, self._fullness(Why.QUEUE_FULL), self._vacancy.wait_s(now))]
+        if not self.sizing.is_startable() and not self.cluster.instances:
+            request.step(RequestStep.REJECT)
+            return [Reject(request.id, Reason(Why.START_FAILS))]
         self.cluster.requests[request.id] = request
         if self.policy.planner is not None or self._is_elastic:
             self.cluster.observe_arrival(request)
@@ -192,16 +198,24 @@ class ControlPlane:
         if request.state is RequestState.QUEUED:
             placed.append(Hold(request.id, Reason(Why.NO_INSTANCE)))
             placed += self._resize(now)
+        # Only now: it may have been refused all the same, and then nobody has to go.
+        if displaced is not None and request.id in self.cluster.requests and displaced.id in self.cluster.requests:
+            placed += self._displace(displaced, now)
         return placed
 
-    def _refusal(self, request: Request, now: float) -> Reject | None:
-        unfinished = len(self.cluster.requests)
-        if unfinished >= self.requests_max:
-            numbers = (("unfinished", float(unfinished)), ("requests_max", float(self.requests_max)))
-            return Reject(request.id, Reason(Why.QUEUE_FULL, numbers), self._vacancy.wait_s(now))
-        if not self.sizing.is_startable() and not self.cluster.instances:
-            return Reject(request.id, Reason(Why.START_FAILS))
-        return None
+    def _fullness(self, why: Why) -> Reason:
+        unfinished, most = len(self.cluster.requests), self.admission.requests_max
+        return Reason(why, (("unfinished", float(unfinished)), ("requests_max", float(most))))
+
+    def _displace(self, request: Request, now: float) -> list[Command]:
+        """Refuse one that has waited, for a more important one."""
+        reason, commands = self._fullness(Why.DISPLACED), list[Command]()
+        if request.instance_id is not None:
+            commands.append(Cancel(request.id, request.instance_id, reason))
+            self.cluster.instances[request.instance_id].remove(request)
+        else:
+            self.cluster.dequeue(request)
+        return [*commands, self._refuse(request, reason, self._vacancy.wait_s(now))]
 
     def _on_cancelled(self, event: RequestCancelled, now: float) -> list[Command]:
         request = self.cluster.requests.get(event.request_id)

@@ -21,6 +21,8 @@ class RequestArrived(NamedTuple):
     block_hashes: tuple[bytes, ...] = ()
     refuses_late: bool = False
     """Reject it if its promises cannot be kept, instead of serving it late."""
+    is_part: bool = False
+    """Its client gets it with others or not at all, so it is not given up once those may have begun."""
 
 
 class RequestCancelled(NamedTuple):

@@ -73,6 +73,7 @@ TRANSITIONS: dict[RequestState, dict[RequestStep, RequestState]] = {
         RequestStep.START: RequestState.PREFILLING,
         RequestStep.MOVE: RequestState.WAITING,
         RequestStep.GO_ON: RequestState.DECODING,
+        RequestStep.REJECT: RequestState.REJECTED,  # For a more important one.
     },
     RequestState.PREFILLING: {
         **_ON_INSTANCE,
@@ -124,6 +125,7 @@ class Request:
     service_class: str = "default"
     block_hashes: tuple[bytes, ...] = ()
     refuses_late: bool = False
+    is_part: bool = False
 
     state: RequestState = RequestState.QUEUED
     instance_id: int | None = None

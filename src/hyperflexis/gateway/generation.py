@@ -281,6 +281,7 @@ def _choices(
 
 def _request(ask: Ask, prompt: Prompt, max_tokens: int, sampling: Sampling, traceparent: str) -> GenerateRequest:
     granted = ask.granted
+    is_part = ask.settings.n > 1 or len(ask.prompts) > 1
     return GenerateRequest(
         prompt=prompt.tokens,
         max_tokens=max_tokens,
@@ -292,6 +293,7 @@ def _request(ask: Ask, prompt: Prompt, max_tokens: int, sampling: Sampling, trac
         tpot_s=granted.tpot_s,
         e2e_s=granted.e2e_s,
         refuses_late=granted.refuses_late,
+        is_part=is_part,
         name=ask.heading.answer_id,
         traceparent=traceparent,
     )

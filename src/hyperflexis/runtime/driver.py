@@ -76,7 +76,7 @@ _END_REASONS: dict[FinishReason, EndReason] = {
     FinishReason.LENGTH: "length",
     FinishReason.FAILED: "failed",
 }
-_REJECTED = {Why.QUEUE_FULL: 429, Why.TOO_LATE: 429, Why.TOO_LARGE: 400}
+_REJECTED = {Why.QUEUE_FULL: 429, Why.DISPLACED: 429, Why.TOO_LATE: 429, Why.TOO_LARGE: 400}
 """HTTP status of a refusal; what is not here is for want of instances, 503."""
 _SHUT_DOWN = End("failed", message="the server is shutting down", status=503)
 
@@ -233,6 +233,7 @@ class Driver:
             service_class=request.service_class,
             block_hashes=tuple(hashes),
             refuses_late=request.refuses_late,
+            is_part=request.is_part,
         )
 
     # -- from instances
@@ -396,6 +397,9 @@ class Driver:
     def _reject(self, command: Reject) -> None:
         status = _REJECTED.get(command.reason.why, 503)
         end = End("rejected", None, str(command.reason), status, command.retry_after_s)
+        if command.reason.why is Why.DISPLACED:  # At once: its instance may have sent a token that is not read yet.
+            self._end(command.request_id, end)
+            return
         # Not at once: `submit` may not have returned yet, and the sink is promised silence until then.
         self._loop.call_soon(self._end, command.request_id, end)
 

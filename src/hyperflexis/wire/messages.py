@@ -77,6 +77,8 @@ class GenerateRequest(msgspec.Struct, frozen=True):
     e2e_s: float | None = None
     refuses_late: bool = False
     """Refuse it rather than serve it late."""
+    is_part: bool = False
+    """One of several that its client gets together or not at all."""
     name: str = ""
     """What its client calls it: for the journal, by which it is found again."""
     traceparent: str = ""
