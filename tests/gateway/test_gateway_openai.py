@@ -339,6 +339,48 @@ async def test_completion_logprobs_with_echo() -> None:
     assert silent.usage.completion_tokens == 0
 
 
+@pytest.mark.parametrize(("more", "ends_as"), [({}, "stop"), ({"stop": "END"}, "stop"), ({"max_tokens": 5}, "length")])
+@on_loop
+async def test_token_ids_of_completions(more: dict[str, Any], ends_as: str) -> None:
+    """Those of the prompt with the first event, all of the answer's tokens in the order in which they came."""
+    asked: Any = {"model": MODEL, "prompt": "Hello text", "extra_body": {"return_token_ids": True}, "max_tokens": 99}
+    async with client_of() as (client, it):
+        whole = await client.completions.create(**asked | more)
+        chunks = [chunk async for chunk in await client.completions.create(**asked | more, stream=True)]
+    (choice,) = whole.choices
+    assert choice.finish_reason == ends_as
+    assert choice.model_extra is not None
+    assert whole.usage is not None
+    ids = choice.model_extra["token_ids"]
+    assert ids == it.backend.script.tokens[: whole.usage.completion_tokens]
+    assert choice.model_extra["prompt_token_ids"] == it.backend.requests[0].prompt
+    told = [chunk.choices[0].model_extra or {} for chunk in chunks]
+    assert [token for each in told for token in each.get("token_ids", [])] == ids
+    assert [each["prompt_token_ids"] for each in told if "prompt_token_ids" in each] == [it.backend.requests[1].prompt]
+    assert "".join(chunk.choices[0].text for chunk in chunks) == choice.text
+
+
+@on_loop
+async def test_token_ids_of_chats() -> None:
+    asked: Any = {"model": MODEL, "messages": MESSAGES, "extra_body": {"return_token_ids": True}, "logprobs": True}
+    async with client_of() as (client, it):
+        whole = await client.chat.completions.create(**asked)
+        chunks = [chunk async for chunk in await client.chat.completions.create(**asked, stream=True)]
+        unasked = await client.chat.completions.create(model=MODEL, messages=MESSAGES)
+    assert whole.model_extra is not None
+    assert whole.model_extra["prompt_token_ids"] == it.backend.requests[0].prompt
+    assert whole.choices[0].model_extra is not None
+    ids = whole.choices[0].model_extra["token_ids"]
+    assert ids == it.backend.script.tokens
+    assert ids[-1] == eos()
+    told = [chunk.choices[0].model_extra or {} for chunk in chunks]
+    assert [token for each in told for token in each.get("token_ids", [])] == ids
+    assert chunks[0].model_extra is not None
+    assert chunks[0].model_extra["prompt_token_ids"] == it.backend.requests[1].prompt
+    assert "token_ids" not in (unasked.choices[0].model_extra or {})
+    assert "prompt_token_ids" not in (unasked.model_extra or {})
+
+
 @on_loop
 async def test_echo_of_token_ids_is_decoded() -> None:
     async with client_of() as (client, _):

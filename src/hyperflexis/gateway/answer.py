@@ -34,6 +34,8 @@ class Gathered:
 
     text: list[str] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+    """Of its tokens, where the client wants them."""
 
 
 class Format(Protocol):
@@ -49,8 +51,8 @@ class Format(Protocol):
     def opening(self, choice: Choice) -> bytes:
         """The events that come before a choice's first text; may be empty."""
 
-    def text_event(self, choice: Choice, text: str, entries: list[Entry]) -> bytes:
-        """A text event with log-probabilities."""
+    def text_event(self, choice: Choice, text: str, entries: list[Entry] | None, ids: list[int] | None) -> bytes:
+        """A text event with log-probabilities, the tokens' ids, or both."""
 
     def finish_event(self, choice: Choice, told: dict[str, Any]) -> bytes:
         """A choice's last event; `told` are members to add to the object."""
@@ -164,6 +166,7 @@ class WholeAnswer(Answer):
         gathered.text.append(text)
         if entries:
             gathered.entries += entries
+        gathered.ids += choice.take_ids() or ()
 
     def _on_choice_finished(self, choice: Choice) -> None:
         if not self._open:
@@ -212,8 +215,9 @@ class StreamedAnswer(Answer):
     def on_text(self, choice: Choice, text: str, entries: list[Entry] | None) -> None:
         if not choice.prefix:
             self._open_choice(choice)
-        if entries:
-            self.stream.write(self._form.text_event(choice, text, entries))
+        ids = choice.take_ids()
+        if entries or ids:
+            self.stream.write(self._form.text_event(choice, text, entries, ids))
         elif text:
             self.stream.write(choice.prefix + encode_json(text) + self._suffix)
 

@@ -98,8 +98,10 @@ async def chat_prompt(
 class ChatFormat:
     """How chat answers are spelled. Everything that is the same in each event is encoded once."""
 
-    def __init__(self, heading: Heading, codec: TextCodec) -> None:
+    def __init__(self, heading: Heading, codec: TextCodec, prompt_ids: Sequence[int] | None = None) -> None:
+        """Prepare. `prompt_ids` are told, and those of the answer, if they are given."""
         self._heading = heading
+        self._prompt_ids = {} if prompt_ids is None else {"prompt_token_ids": prompt_ids}
         self._codec = codec
         self._event_head = heading.event_head("chat.completion.chunk")
         self._event_end = heading.event_end
@@ -110,10 +112,13 @@ class ChatFormat:
 
     def opening(self, choice: Choice) -> bytes:
         delta = b'{"index":%d,"delta":{"role":"assistant","content":"","refusal":null' % choice.index
-        return self._event_head + delta + self.event_suffix
+        return with_members(self._event_head + delta + self.event_suffix, self._prompt_ids)
 
-    def text_event(self, choice: Choice, text: str, entries: list[Entry]) -> bytes:
-        middle = b'},"logprobs":' + encode_json(self._logprobs(entries)) + b',"finish_reason":null}'
+    def text_event(self, choice: Choice, text: str, entries: list[Entry] | None, ids: list[int] | None) -> bytes:
+        told: dict[str, Any] = {"logprobs": self._logprobs(entries) if entries else None}
+        if ids is not None:
+            told["token_ids"] = ids
+        middle = b"}," + encode_json(told)[1:-1] + b',"finish_reason":null}'
         return choice.prefix + encode_json(text) + middle + self._event_end
 
     def finish_event(self, choice: Choice, told: dict[str, Any]) -> bytes:
@@ -132,7 +137,7 @@ class ChatFormat:
 
     def body(self, choices: Sequence[Choice], gathered: Sequence[Gathered], told: dict[str, Any]) -> bytes:
         spelled = [self._choice(choice, whole) for choice, whole in zip(choices, gathered, strict=True)]
-        head = self._heading.members("chat.completion")
+        head = self._heading.members("chat.completion") | self._prompt_ids
         return encode_json({**head, "choices": spelled, "service_tier": self._heading.service_class, **told})
 
     def _choice(self, choice: Choice, whole: Gathered) -> dict[str, Any]:
@@ -142,6 +147,7 @@ class ChatFormat:
             "logprobs": self._logprobs(whole.entries) if whole.entries else None,
             "finish_reason": choice.finish_reason,
             "stop_reason": choice.stop_reason,
+            **({"token_ids": whole.ids} if self._prompt_ids else {}),
         }
 
     def _logprobs(self, entries: Sequence[Entry]) -> dict[str, Any]:

@@ -66,6 +66,7 @@ class Choice:
         "_ended",
         "_entries",
         "_hidden_ids",
+        "_ids",
         "_opened",
         "_owner",
         "_plain",
@@ -83,7 +84,14 @@ class Choice:
     )
 
     def __init__(
-        self, index: int, detokenizer: Detokenizer, stopping: Stopping, owner: ChoiceOwner, *, with_logprobs: bool
+        self,
+        index: int,
+        detokenizer: Detokenizer,
+        stopping: Stopping,
+        owner: ChoiceOwner,
+        *,
+        with_logprobs: bool,
+        with_ids: bool = False,
     ) -> None:
         self.index = index
         self.ticket: int | None = None
@@ -99,7 +107,8 @@ class Choice:
         self._strings = StopStrings(stopping.strings, stopping.is_stop_shown) if stopping.strings else None
         self._hidden_ids = stopping.eos_ids if stopping.is_stop_shown else stopping.eos_ids | stopping.asked_ids
         self._owner = owner
-        self._plain = not (stopping.strings or with_logprobs or stopping.silent)
+        self._plain = not (stopping.strings or with_logprobs or with_ids or stopping.silent)
+        self._ids: list[int] | None = [] if with_ids else None
         self._entries: list[Entry] | None = [] if with_logprobs and not stopping.silent else None
         self._chars = 0
         """Characters decoded so far."""
@@ -112,6 +121,13 @@ class Choice:
     def is_running(self) -> bool:
         """Whether the backend still works on it."""
         return self.ticket is not None and not self._ended
+
+    def take_ids(self) -> list[int] | None:
+        """The tokens since it was last asked, hidden ones included; None if they are not to be told."""
+        ids = self._ids
+        if ids is not None:
+            self._ids = []
+        return ids
 
     def detach(self) -> None:
         """Hear nothing any more."""
@@ -155,6 +171,8 @@ class Choice:
         text = ""
         for i, token in enumerate(tokens):
             self.tokens += 1
+            if self._ids is not None:
+                self._ids.append(token)
             if self._entries is not None and logprobs is not None:
                 self._entries.append(Entry(logprobs[i], self._chars))
             piece = "" if token in self._hidden_ids else self._detokenizer.push((token,))
@@ -177,7 +195,7 @@ class Choice:
         """Give text away, with the entries of the tokens that begin in it."""
         self._released += len(text)
         entries = self._released_entries()
-        if text or entries or not self._opened:
+        if text or entries or self._ids or not self._opened:
             self._opened = True
             self._owner.on_text(self, text, entries)
 

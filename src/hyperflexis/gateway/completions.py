@@ -69,12 +69,22 @@ def _tokenised(item: str | list[int], model: ServedModel, codec: TextCodec, add_
 class CompletionFormat:
     """How legacy answers are spelled."""
 
-    def __init__(self, heading: Heading, codec: TextCodec, *, prompts: Sequence[Prompt], n: int, echo: bool) -> None:
+    def __init__(
+        self,
+        heading: Heading,
+        codec: TextCodec,
+        *,
+        prompts: Sequence[Prompt],
+        n: int,
+        echo: bool,
+        returns_ids: bool = False,
+    ) -> None:
         self._heading = heading
         self._codec = codec
         self._prompts = prompts
         self._n = n
         self._echo = echo
+        self._returns_ids = returns_ids
         self._event_head = heading.event_head("text_completion")
         self._event_end = heading.event_end
         self.event_suffix = b',"logprobs":null,"finish_reason":null}' + self._event_end
@@ -84,19 +94,24 @@ class CompletionFormat:
         return self._event_head + b'{"index":%d,"text":' % choice.index
 
     def opening(self, choice: Choice) -> bytes:
-        if not self._echo:
+        if not (self._echo or self._returns_ids):
             return b""
-        text = self._echo_text(choice)
-        if not choice.prompt_logprobs:
-            return choice.prefix + encode_json(text) + self.event_suffix
-        return self._event(choice, text, self._prompt_logprobs(choice))
+        text = self._echo_text(choice) if self._echo else ""
+        logprobs = self._prompt_logprobs(choice) if choice.prompt_logprobs else None
+        return self._event(choice, text, {"logprobs": logprobs, **self._prompt_ids(choice)})
 
-    def text_event(self, choice: Choice, text: str, entries: list[Entry]) -> bytes:
-        return self._event(choice, text, self._output_logprobs(choice, entries))
+    def text_event(self, choice: Choice, text: str, entries: list[Entry] | None, ids: list[int] | None) -> bytes:
+        told: dict[str, Any] = {"logprobs": self._output_logprobs(choice, entries) if entries else None}
+        if ids is not None:
+            told["token_ids"] = ids
+        return self._event(choice, text, told)
 
-    def _event(self, choice: Choice, text: str, logprobs: dict[str, Any]) -> bytes:
-        middle = b',"logprobs":' + encode_json(logprobs) + b',"finish_reason":null}'
+    def _event(self, choice: Choice, text: str, told: dict[str, Any]) -> bytes:
+        middle = b"," + encode_json(told)[1:-1] + b',"finish_reason":null}'
         return choice.prefix + encode_json(text) + middle + self._event_end
+
+    def _prompt_ids(self, choice: Choice) -> dict[str, Any]:
+        return {"prompt_token_ids": self._prompts[choice.index // self._n].tokens} if self._returns_ids else {}
 
     def finish_event(self, choice: Choice, told: dict[str, Any]) -> bytes:
         last = {
@@ -127,6 +142,7 @@ class CompletionFormat:
             "logprobs": columns,
             "finish_reason": choice.finish_reason,
             "stop_reason": choice.stop_reason,
+            **({"token_ids": whole.ids, **self._prompt_ids(choice)} if self._returns_ids else {}),
         }
 
     def _echo_text(self, choice: Choice) -> str:

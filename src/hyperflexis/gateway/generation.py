@@ -176,7 +176,8 @@ class Generation:
         )
         max_tokens = room(model, len(prompt.tokens), settings.max_tokens, None, "messages")
         heading = _heading("chatcmpl", model, granted, settings)
-        return Ask(model, granted, settings, [prompt], [max_tokens], heading, ChatFormat(heading, self._codec))
+        form = ChatFormat(heading, self._codec, prompt.tokens if settings.returns_ids else None)
+        return Ask(model, granted, settings, [prompt], [max_tokens], heading, form)
 
     async def _ask_completion(self, body: CompletionBody, granted: Granted) -> Ask:
         model = pick_model(body.model, self._offer.models)
@@ -196,7 +197,14 @@ class Generation:
             for prompt in prompts
         ]
         heading = _heading("cmpl", model, granted, settings)
-        form = CompletionFormat(heading, self._codec, prompts=prompts, n=settings.n, echo=bool(body.echo))
+        form = CompletionFormat(
+            heading,
+            self._codec,
+            prompts=prompts,
+            n=settings.n,
+            echo=bool(body.echo),
+            returns_ids=settings.returns_ids,
+        )
         return Ask(model, granted, settings, prompts, max_tokens, heading, form)
 
     async def _send(self, request: web.Request, ask: Ask, account: Account) -> web.StreamResponse:
@@ -273,8 +281,8 @@ def _choices(
         before = () if isinstance(ask.form, ChatFormat) else prompt.tokens
         for sampling in samplings:
             text = codec.detokenizer(settings.skip_special_tokens, before)
-            with_logprobs = settings.logprobs is not None
-            choices.append(Choice(len(choices), text, settings.stopping, answer, with_logprobs=with_logprobs))
+            told = {"with_logprobs": settings.logprobs is not None, "with_ids": settings.returns_ids}
+            choices.append(Choice(len(choices), text, settings.stopping, answer, **told))
             requests.append(_request(ask, prompt, max_tokens, sampling, traceparent))
     return choices, requests
 

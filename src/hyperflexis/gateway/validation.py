@@ -43,6 +43,7 @@ class Settings:
     include_usage: bool
     skip_special_tokens: bool
     logprobs: int | None
+    returns_ids: bool
 
 
 def pick_model(name: str | None, models: Sequence[ServedModel]) -> ServedModel:
@@ -105,6 +106,7 @@ def _settings(
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
         skip_special_tokens=body.skip_special_tokens is not False,
         logprobs=logprobs,
+        returns_ids=bool(body.return_token_ids),
     )
 
 
