@@ -13,9 +13,21 @@ from hyperflexis.core.due_work import DEFERRABLE_S, TERMS_S, DueWork, WorkHistor
 
 def test_work_counts_in_every_term_that_is_as_long() -> None:
     work = DueWork()
-    work.add(2.0, 3.0)
-    work.add(2.1, 10.0)
-    assert work.by_term == tuple(0 if term_s < 2 else 3 if term_s < 2.1 else 13 for term_s in TERMS_S)
+    work.add(2.0, 0.5)
+    work.add(2.1, 2.0)
+    assert work.by_term == tuple(0 if term_s < 2 else 0.5 if term_s < 2.1 else 2.5 for term_s in TERMS_S)
+
+
+def test_one_request_asks_for_no_more_than_one_instance() -> None:
+    """A prompt of six seconds that has to begin within half a second: only one instance can compute it."""
+    history, work = WorkHistory(), DueWork()
+    for tick in range(121):
+        if tick == 120:
+            work.add(0.5, 6.0)
+        history.observe(work.by_term, tick / 2)
+    assert work.by_term[-1] == 6.0
+    assert history.due_rate(60.0) == 1.0
+    assert history.hindsight_rate(60.0) <= 1.5  # And what queues lose.
 
 
 @pytest.mark.parametrize("term_s", [DEFERRABLE_S + 1, math.inf])
@@ -30,7 +42,8 @@ def test_a_burst_of_strict_work_counts_over_its_own_term() -> None:
     history, work = WorkHistory(), DueWork()
     for tick in range(121):
         if tick == 120:
-            work.add(2.0, 6.0)
+            for _ in range(6):
+                work.add(2.0, 1.0)
         history.observe(work.by_term, tick / 2)
     assert history.due_rate(60.0) == 3.0
     assert history.rate(30.0, 60.0) == pytest.approx(6.0 / 30)

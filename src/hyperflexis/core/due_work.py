@@ -6,7 +6,8 @@ scheduling):
     due_rate          W(F) / F                       the speed that is needed if it comes on like this
     hindsight_rate    max over w of W(w) / (w + F')  that with which nothing would have been late so far
 
-F' is F without what queues lose that are not even.
+F' is F without what queues lose that are not even. Of one request no more than F counts within F: it is computed by one
+instance, which is then busy, and others would not help it.
 
 Work with a long term is left out: it can wait for a trough, and asks for instances only when its deadline comes near.
 """
@@ -30,14 +31,14 @@ LOST_S, LEFT_SHARE_MIN = 1.0, 0.2
 
 
 class DueWork:
-    """All work so far, one sum for each of `TERMS_S`; each counts what is due sooner, too."""
+    """All work so far, one sum for each of `TERMS_S`; each counts what is due sooner, too, as far as it can be done."""
 
     def __init__(self) -> None:
         self._sums = [0.0] * len(TERMS_S)
 
     def add(self, term_s: float, work_s: float) -> None:
         for index in range(bisect_left(TERMS_S, term_s), len(TERMS_S)):
-            self._sums[index] += work_s
+            self._sums[index] += min(work_s, TERMS_S[index])
 
     @property
     def by_term(self) -> tuple[float, ...]:
