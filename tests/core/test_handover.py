@@ -748,6 +748,8 @@ class World:
         others = [each for each in sorted(self.ends) if each != one.home]
         target, at_first_token = others[act.where % len(others)], one.is_handed_off or act.which % 3 == 0
         assert one.home is not None
+        if self.leads(target, one.home):
+            return
         self.moves += 1
         self.moving[number] = Moving(one.home, target, self.moves, at_first_token)
         offer = one.offer if one.is_handed_off and act.which % 2 else None
@@ -759,6 +761,14 @@ class World:
         self.to_end[target].append(
             Order(number, self.moves, one.home, tokens, tokens_max, at_first_token, offer, block_s, recomputes, hashes)
         )
+
+    def leads(self, begin: int, end: int) -> bool:
+        """Whether moves go from one instance to another: the control plane begins none that would close a circle."""
+        ways = [(moving.source, moving.target) for moving in self.moving.values()]
+        reached = {begin}
+        while more := {target for source, target in ways if source in reached} - reached:
+            reached |= more
+        return end in reached
 
     def stay(self, act: Act) -> None:
         held = [(number, one) for number, one in self.asked.items() if one.is_handed_off]

@@ -238,3 +238,23 @@ def test_moves_that_cannot_be_are_our_own_bugs() -> None:
     assert not bare.can(made.ready[0], made.ready[1])
     with pytest.raises(AssertionError, match="not linked"):
         bare.begin(decoding(made, 8), made.ready[1], WHY, 2.0)
+
+
+def test_moves_never_go_round_in_a_circle() -> None:
+    """What waits for blocks here, of which those for what is to come are taken, must not be what that waits for."""
+    made, migrations = world(3)
+    first, second, third = made.ready
+    migrations.begin(decoding(made, 1), second, WHY, 1.0)
+    assert not migrations.can(second, first)
+    assert migrations.can(second, third)
+    assert migrations.can(third, first)
+    other = request(2)
+    made.requests[2] = other
+    other.step(RequestStep.DISPATCH)
+    place(other, second)
+    migrations.begin(other, third, WHY, 1.0)
+    assert not migrations.can(third, first)
+    assert migrations.can(first, third)
+    migrations.failed(1, second.id)
+    assert migrations.can(third, first)
+    migrations.check()

@@ -89,7 +89,7 @@ ABOUT_REQUESTS = Table(
     impossible={
         **_all(["queued"], ["transfer failed", *AT_INSTANCE], "who is queued is at no instance, and moves nowhere"),
         **_all(["decoding"], ["resumed", "arrived"], "it stands still before, and that is reported before"),
-        **_all(["standing"], ["finished", "started", "began", "suspended"], "what stands still is in no step"),
+        **_all(["standing"], ["finished"], "what stands still is in no step"),
         **_all(["standing"], ["returned"], "its blocks are leased to who copies them"),
         **_all([ELSEWHERE], ["cancelled", "transfer failed"], "these name no instance that has it"),
     },

@@ -35,6 +35,8 @@ def test_nothing_is_lost_whatever_fails(chunk: int) -> None:
 BUSY = tuple(Ask(at_s=number / 10, prompt_tokens=40, max_tokens=60) for number in range(8))
 LONG = tuple(Ask(at_s=number / 10, prompt_tokens=40, max_tokens=150) for number in range(4))
 LONG_PROMPTS = tuple(Ask(at_s=number / 10, prompt_tokens=600, max_tokens=20, text=number) for number in range(4))
+CROWD = tuple(Ask(at_s=0.1, prompt_tokens=600, max_tokens=20, text=number) for number in range(3))
+URGENT = Ask(at_s=0.11, priority=1)
 APART = Setting(roles=("prefill", "decode"), copy_s=0.3)
 MOVED = Setting(restlessness=1.0, message_s=0.02, copy_s=0.0)
 SIZED = Setting(restlessness=1.0, spare=2, least=0, asleep_max=2)
@@ -100,6 +102,7 @@ RARE: list[tuple[Table, str, str, Plan]] = [
         *(STARTS, "sleeper", "lost"),
         Plan(setting=SIZED, asks=BUSY, faults=(Fault(0.0, "insomnia", amount=9.0, upon="Sleep"),)),
     ),
+    (REQUESTS, "waiting", "reject", Plan(setting=Setting(roles=("mixed",), requests_max=3), asks=(*CROWD, URGENT))),
     (LINKS, "pending", "silent", Plan(setting=THREE, asks=BUSY, faults=(Fault(0.0, "hang", 1, 7.0, "Link"),))),
     (LINKS, "replaced", "up", Plan(setting=THREE, asks=BUSY, faults=(Fault(0.0, "hang", 1, 7.0, "Link"),))),
 ]

@@ -561,7 +561,13 @@ class ControlPlane:
         return self._perform(self.policy.relief.plan(self.cluster, self.migrations), now)
 
     def _perform(self, moves: Sequence[Move], now: float) -> list[Command]:
-        return [self.migrations.begin(request, target, reason, now) for request, target, reason in moves]
+        commands: list[Command] = []
+        for request, target, reason in moves:
+            assert request.instance_id is not None
+            # They were chosen together, and one may close a circle with another.
+            if self.migrations.can(self.cluster.instances[request.instance_id], target):
+                commands.append(self.migrations.begin(request, target, reason, now))
+        return commands
 
     def _on_fleet_changed(self, event: FleetChanged, now: float) -> list[Command]:
         """Start what is missing now. What is too much is drained by whoever said so, who knows which that is."""

@@ -4,6 +4,9 @@ A move ends with the target's word, done or failed, or with the target's death; 
 computes a request twice. Until then it counts at both ends: at the source with what it does there, at the target with
 the room that it will need. If its source dies, the target is asked whether it has everything.
 
+Moves never go round in a circle of instances. What has not been computed yet moves when it has been, and waits at its
+source for blocks, of which those for what is to come are taken; in a circle all would wait for each other.
+
 Which request moves, and where, is decided elsewhere (`binding`, policies).
 """
 
@@ -38,13 +41,28 @@ class Migrations:
         self._links = links
         self._moves = 0
         self.under_way: dict[int, Migration] = {}
+        self._targets: dict[int, dict[int, Instance]] = {}
+        """Of each instance, to which its moving requests go."""
 
     def __contains__(self, request_id: int) -> bool:
         return request_id in self.under_way
 
     def can(self, source: Instance, target: Instance) -> bool:
         """Whether the target can take from the source now."""
-        return self._links.version(source.id, target.id) is not None
+        return self._links.version(source.id, target.id) is not None and not self._leads(target, source)
+
+    def _leads(self, begin: Instance, end: Instance) -> bool:
+        """Whether moves under way lead from one instance to another, over others perhaps."""
+        reached, known = [begin], {begin.id}
+        while reached:
+            instance = reached.pop()
+            if instance is end:
+                return True
+            for target in self._targets.get(instance.id, {}).values():
+                if target.id not in known:
+                    known.add(target.id)
+                    reached.append(target)
+        return False
 
     def begin(
         self, request: Request, target: Instance, reason: Reason, now: float, *, at_first_token: bool = False
@@ -62,6 +80,7 @@ class Migrations:
         target.expect(request, request.prompt_tokens + expected, now)
         self._moves += 1
         self.under_way[request.id] = Migration(request, source, target, at_first_token, self._moves)
+        self._targets.setdefault(source.id, {})[request.id] = target
         return Migrate(
             request.id,
             source.id,
@@ -86,7 +105,7 @@ class Migrations:
         moved = self.under_way.get(event.request_id)
         if moved is None or moved.target.id != target_id:
             return False
-        del self.under_way[event.request_id]
+        self._end(moved)
         request, target = moved.request, moved.target
         if self._cluster.requests.get(request.id) is not request:  # It has ended, or its client has left.
             target.unexpect(request.id)
@@ -104,12 +123,19 @@ class Migrations:
             request.step(RequestStep.MOVE)
         return True
 
+    def _end(self, moved: Migration) -> None:
+        del self.under_way[moved.request.id]
+        targets = self._targets[moved.source.id]
+        del targets[moved.request.id]
+        if not targets:
+            del self._targets[moved.source.id]
+
     def failed(self, request_id: int, target_id: int) -> Migration | None:
         """The target has nothing of it; returns the move that this ends."""
         moved = self.under_way.get(request_id)
         if moved is None or moved.target.id != target_id:
             return None
-        del self.under_way[request_id]
+        self._end(moved)
         moved.target.unexpect(request_id)
         return moved
 
@@ -145,7 +171,7 @@ class Migrations:
         """Its target has died; returns the moves that this ends."""
         ended = [moved for moved in self.under_way.values() if moved.target is instance]
         for moved in ended:
-            del self.under_way[moved.request.id]
+            self._end(moved)
         return ended
 
     def stay(self, request: Request, why: Why, move: int | None = None) -> Stay:
@@ -154,9 +180,13 @@ class Migrations:
         return Stay(request.id, request.instance_id, Reason(why), move)
 
     def check(self) -> None:
-        """Both ends agree."""
+        """Both ends agree, and no move waits for itself."""
         arriving = {i: instance.id for instance in self._cluster.instances.values() for i in instance.arriving}
         assert arriving == {i: moved.target.id for i, moved in self.under_way.items()}, "someone expects something else"
+        targets = {i: moved.target for i, moved in self.under_way.items()}
+        assert targets == {i: target for ways in self._targets.values() for i, target in ways.items()}
+        for moved in self.under_way.values():
+            assert not self._leads(moved.target, moved.source), f"moves go round in a circle: {moved!r}"
         for request in self._cluster.requests.values():
             is_lost = request.state is RequestState.IN_TRANSIT
             assert not is_lost or request.id in self.under_way, f"in transit to nowhere: {request!r}"
