@@ -346,6 +346,22 @@ async def test_smallest_cache_serves(fleet: NativeFleet) -> None:
     await load(host)
 
 
+@contract
+async def test_a_silent_process_is_killed_and_none_that_has_its_id_since(fleet: NativeFleet) -> None:
+    launcher, first, second = fleet.launcher, Heard(), Heard()
+    ended = launcher.launch(900, Role.MIXED, first)
+    await first.until_ready()
+    ended.close()
+    await fleet.gone(ended)
+    adapter = launcher.launch(900, Role.MIXED, second)
+    await second.until_ready()
+    launcher._zygote.kill(ended)
+    adapter.submit(submission(1, PROMPT))
+    await second.until_finished(1)
+    launcher._zygote.kill(adapter)
+    assert "SIGKILL" in await second.until_lost()
+
+
 LOADERS = """
 import os, signal
 from hyperflexis.adapters.native import keeper, loading

@@ -182,10 +182,11 @@ class ZygoteHost:
             self._say(Dismiss(orphans=[each.pid for each in self.orphans[keeping:]]))
             self.orphans = self.orphans[:keeping]
 
-    def kill(self, instance_id: int) -> None:
-        """End an instance, even one that is stopped or hangs; ignored if there is none."""
-        if pid := self.pids.get(instance_id):
-            os.kill(pid, signal.SIGKILL)  # Its zygote keeps the number from being another's until it has told its end.
+    def kill(self, child: Child) -> None:
+        """End an instance, even one that is stopped or hangs; ignored if it has ended."""
+        if child.pid and any(each is child for _, each in self._children.values()):
+            # Its zygote keeps the number from being another's until it has told its end.
+            os.kill(child.pid, signal.SIGKILL)
 
     async def close(self) -> None:
         """End the zygote, and with it what still runs of its instances; or leave them, if it `is_left`."""

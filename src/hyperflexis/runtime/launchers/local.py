@@ -105,7 +105,7 @@ class LocalLauncher:
             checks_transfers=self._spec.checks_transfers,
             weights=self._sibling_weights,
         )
-        watching = _Watching(self, instance_id, listener)
+        watching = _Watching(self, listener)
         watching.adapter = self._zygote.fork(order, watching)
         return watching.adapter
 
@@ -143,12 +143,15 @@ class LocalLauncher:
             self._samples = ready.samples
             self._tell_of_samples()
 
-    def watch(self, instance_id: int, adapter: NativeAdapter) -> Pulse:
-        """Give up an instance that falls silent: what it has goes on elsewhere, and its process ends."""
+    def watch(self, adapter: NativeAdapter) -> Pulse:
+        """Give up an instance that falls silent: what it has goes on elsewhere, and its process ends.
+
+        So it does if it was told to end and does not; by then its id may be another's.
+        """
 
         def give_up(why: str) -> None:
             adapter.fail(why)
-            self._zygote.kill(instance_id)
+            self._zygote.kill(adapter)
 
         return Pulse(self._spec.silence_timeout_s, lambda: adapter.order(Ping()), give_up)
 
@@ -181,16 +184,15 @@ class _Watching:
 
     adapter: NativeAdapter
 
-    def __init__(self, launcher: LocalLauncher, instance_id: int, listener: Listener) -> None:
+    def __init__(self, launcher: LocalLauncher, listener: Listener) -> None:
         self._launcher = launcher
-        self._instance_id = instance_id
         self._listener = listener
         self._pulse: Pulse | None = None
         """Once it is ready."""
 
     def on_ready(self, ready: Ready) -> None:
         self._launcher.remember(ready)
-        self._pulse = self._launcher.watch(self._instance_id, self.adapter)
+        self._pulse = self._launcher.watch(self.adapter)
         self._listener.on_ready(ready)
 
     def on_report(self, report: StepReport) -> None:
