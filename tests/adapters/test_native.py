@@ -32,6 +32,7 @@ from hyperflexis.adapters.native.host import NativeAdapter, StartError, ZygoteHo
 from hyperflexis.adapters.native.messages import Fork, Load, Loaded
 from hyperflexis.core.control import ControlPlane
 from hyperflexis.core.fleet import FleetBounds
+from hyperflexis.core.instance import Role
 from hyperflexis.policies import create
 from hyperflexis.runtime.driver import Driver
 from hyperflexis.runtime.launchers.local import LocalLauncher, LocalSpec

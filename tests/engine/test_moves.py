@@ -36,6 +36,8 @@ SAMPLINGS = [
     Sampling(temperature=0.9, seed=8, prompt_logprobs=True),
     Sampling(temperature=1.0, seed=9, stop_ids=(1, 2, 3, 4, 5), min_tokens=4, logit_bias={1: 2.0, 9: -3.0}),
 ]
+TIE = 2e-6
+"""Nats."""
 SLOS = [Slo(), Slo(0.3, 0.03), Slo(tpot_s=0.1), Slo(e2e_s=1.0)]
 
 
@@ -168,7 +170,7 @@ def _play(runners: dict[int, list[Runner]], number: int, counts: Counter[str]) -
             world.submit(coming.pop())
         world.act()
     world.end()
-    _compare(world, _unmoved(still, [each for each in requests if each.number in world.requests]))
+    _compare(world, _unmoved(still, [each for each in requests if each.number in world.requests]), still)
     counts.update(world.counts)
 
 
@@ -184,9 +186,12 @@ def _unmoved(runner: Runner, requests: list[Request]) -> dict[int, Request]:
     return done
 
 
-def _compare(world: World, expected: dict[int, Request]) -> None:
+def _compare(world: World, expected: dict[int, Request], still: Runner) -> None:
     for number, got in world.requests.items():
         wanted = expected[number]
+        if got.tokens != wanted.tokens and _is_tie(got, wanted, still):
+            world.counts["ties"] += 1
+            continue
         if number in world.cancelled:
             assert got.tokens == wanted.tokens[: len(got.tokens)]
             continue
@@ -197,6 +202,21 @@ def _compare(world: World, expected: dict[int, Request]) -> None:
         _compare_logprobs(got.prompt_logprobs or [], wanted.prompt_logprobs or [])
 
 
+def _is_tie(got: Request, wanted: Request, still: Runner) -> bool:
+    """Whether the first of two greedy answers' tokens that differ are as likely as 32 bits can tell.
+
+    Then it is the company in a step that decides between them, whether anything moves or not. One of 5,600 worlds met
+    such a pair, .0000005 apart.
+    """
+    at = next((i for i, pair in enumerate(zip(got.tokens, wanted.tokens, strict=False)) if len(set(pair)) == 2), None)
+    if at is None or got.sampling != Sampling(temperature=0.0):
+        return False
+    asked = Request(0, wanted.prompt + wanted.tokens[:at], 1, Sampling(temperature=0.0, logprobs=VOCAB), Slo(), 0)
+    (told,) = _unmoved(still, [asked])[0].logprobs
+    likely = dict(zip(told.top_tokens, told.top_logprobs, strict=True))
+    return abs(likely[got.tokens[at]] - likely[wanted.tokens[at]]) < TIE
+
+
 def _compare_logprobs(got: list[TokenLogprobs], wanted: list[TokenLogprobs]) -> None:
     assert [each.token for each in got] == [each.token for each in wanted]
     assert [each.logprob for each in got] == pytest.approx([each.logprob for each in wanted], abs=1e-3)
@@ -204,6 +224,7 @@ def _compare_logprobs(got: list[TokenLogprobs], wanted: list[TokenLogprobs]) -> 
 
 def _assert_moves(counts: Counter[str], least: int) -> None:
     assert counts["moved"] >= least, counts
+    assert counts["ties"] <= counts["moved"] / 1000
     for kind in ("waiting", "prefilling", "decoding", "after pre-copies"):
         assert counts[f"moved {kind}"] >= least / 20, counts
     assert min(counts["abandoned"], counts["no room"], counts["preempted"]) >= least / 20, counts
@@ -259,7 +280,7 @@ def test_a_move_after_so_many_steps_changes_nothing(
         engine.assert_empty()
     world = World([], random.Random(0))
     world.requests = moved
-    _compare(world, _unmoved(runners[4][3], [request]))
+    _compare(world, _unmoved(runners[4][3], [request]), runners[4][3])
 
 
 def test_the_target_computes_what_is_new_and_no_more(runners: dict[int, list[Runner]]) -> None:

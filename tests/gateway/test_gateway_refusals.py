@@ -244,6 +244,18 @@ async def test_expecting_clients_are_told_to_go_on() -> None:
     assert status == 200
 
 
+@pytest.mark.parametrize("expected", [b"200-maybe", b"\xff\xfe", b""])
+@pytest.mark.parametrize("path", [b"/v1/completions", b"/nowhere"])
+@on_loop
+async def test_other_expectations_are_refused(path: bytes, expected: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """Also those that are no text."""
+    async with served() as it:
+        head = b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nExpect: %b\r\n\r\n"
+        status, body = await raw(it.port, head % (path, expected))
+    assert (status, json.loads(body)["error"]["code"]) == (417, "expectation_failed")
+    assert not caplog.records
+
+
 @on_loop
 async def test_unannounced_large_body_is_refused() -> None:
     async def chunks() -> Any:

@@ -6,13 +6,14 @@ import asyncio
 import logging
 import resource
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from hyperflexis.gateway.connections import Connections
+from hyperflexis.gateway.errors import ApiError
 from hyperflexis.gateway.limits import Limits
 
 STOP_GRACE_S = 1.0
@@ -25,6 +26,9 @@ crowd takes a second; whoever finds no place meanwhile tries again after ever lo
 """
 SPARE_FILES = 128
 """Descriptors that connections leave to the rest of the process."""
+
+CONTINUE = "100-continue"
+_Handle = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 Routing = Callable[[web.UrlDispatcher], None]
 """Adds routes."""
@@ -76,6 +80,7 @@ class Listener:
         )
         await self._runner.setup()
         assert self._runner.server is not None
+        self._runner.server.request_handler = _expecting(self._runner.server.request_handler)
         try:
             self._server = await asyncio.get_running_loop().create_server(
                 self._connections.factory(self._runner.server),
@@ -105,6 +110,18 @@ class Listener:
             if transport is not None and transport.get_write_buffer_size():
                 transport.abort()
         self._connections.close()
+
+
+def _expecting(handle: _Handle) -> _Handle:
+    """Refuse what a client expects and does not get, in our words. The library's own have what it sent in them."""
+
+    async def handled(request: web.BaseRequest) -> web.StreamResponse:
+        if request.headers.get(hdrs.EXPECT, CONTINUE).lower() != CONTINUE:
+            refusal = ApiError(417, f"Of 'Expect', only {CONTINUE!r} is known.", code="expectation_failed")
+            return web.Response(body=refusal.body(), status=417, content_type="application/json")
+        return await handle(request)
+
+    return handled
 
 
 def _files_max() -> int:
