@@ -160,6 +160,28 @@ def test_what_was_not_foreseen_raises_the_headroom_where_starts_are_slow() -> No
     assert quick.headroom == Caution.HEADROOM_BEGINS < slow.headroom
 
 
+def test_headroom_falls_by_as_much_as_has_come() -> None:
+    """What the most is believed to be stays where it is while less comes, and is never less than came."""
+    caution = Caution(0.05)
+    caution.observe(100, 50, was_short=True, is_quick=False)
+    before = caution.headroom
+    caution.has_come(1.2)
+    assert caution.headroom * 1.2 == pytest.approx(before)
+    caution.has_come(100.0)
+    assert caution.headroom == 1.0
+
+
+def test_a_rise_is_told_once() -> None:
+    surge = Surge(2.0, 60.0)
+    for at in range(40):
+        surge.observe(at, 1.0, 1.0)
+        assert surge.risen == 1.0
+    surge.observe(40.0, 3.0, 2.5)
+    assert surge.risen == 2.5
+    surge.observe(41.0, 3.0, 2.5)
+    assert surge.risen == 1.0
+
+
 def test_while_nothing_is_late_less_is_taken_to_go_on() -> None:
     caution = Caution(0.05)
     for looks in range(1, 101):

@@ -172,6 +172,7 @@ class ProactiveScaler:
         for role, need in needs.items():
             self._pools.setdefault(role, _Pool(self._rules)).observe(need, start_s, now)
         self._is_quick = start_s < QUICK_S
+        self._note_risen(max(self._pools[role].surge(start_s).risen for role in needs))
         self._learn(cluster, is_short=any(_ready(cluster, role, sizing) < need.need for role, need in needs.items()))
         expected = {role: self._expected(self._pools[role].surge(start_s), need.held) for role, need in needs.items()}
         found = {role: self._most(most, self._pools[role].surge(start_s)) for role, most in expected.items()}
@@ -222,6 +223,11 @@ class ProactiveScaler:
             else:
                 self._cautions[name].overlook(placed, late)
         self._has_caught_up |= not is_short
+
+    def _note_risen(self, risen: float) -> None:
+        if not self._is_quick:  # Else headroom is not learned.
+            for each in self._cautions.values():
+                each.has_come(risen)
 
     @property
     def _quantile(self) -> float:

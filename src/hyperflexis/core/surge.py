@@ -60,6 +60,8 @@ class Surge:
         """What came within the last `memory_s` counts."""
         self.horizon_s = horizon_s
         self.need = self.level = 0.0
+        self.risen = 1.0
+        """By what factor the last observation has raised what is known to have been enough."""
         self._memory_s = memory_s
         self._level_s = max(LEVEL_MIN_S, LEVEL_HORIZONS * horizon_s)
         self._at_s = -math.inf
@@ -81,6 +83,7 @@ class Surge:
         while self._peaks and self._peaks[-1][1] <= need:
             self._peaks.pop()
         self._peaks.append((now, need))
+        before = self.enough()
         while self._enough and self._enough[-1][1] <= enough:
             self._enough.pop()
         self._enough.append((now, enough))
@@ -95,6 +98,7 @@ class Surge:
             self._seen.append((now, growth, state))
             self._all.add(growth)
             self._by_state[state].add(growth)
+        self.risen = max(1.0, self.enough() / before) if 0 < before < math.inf else 1.0
         while self._seen and self._seen[0][0] < now - self._memory_s:
             _, growth, state = self._seen.popleft()
             self._all.remove(growth)
@@ -145,6 +149,11 @@ class Dial:
         self._mean = 1.0
         self.value = begins
 
+    def scale(self, factor: float) -> None:
+        """Multiply the number, within its bounds."""
+        low, high = self._bounds
+        self.value = max(low, min(high, self.value * factor))
+
     def observe(self, placed: int, late: int) -> None:
         """So much more was placed, so much of it where it will be late."""
         if placed:
@@ -158,10 +167,11 @@ class Caution:
     """How sure to be, and how much more a need is than the formula says: by what came of both, for one service class.
 
     What is late while there were fewer instances than were needed was not foreseen: the quantile rises, and where
-    starts are slow the headroom. What is late although there were as many needs more than was thought: the margin
-    rises, as if so many seconds of a term were lost. While nothing is late it falls below none, and the need towards
-    what is enough in hindsight. Where starts are quick the quantile does not rise far: to answer what has come costs
-    less than to hold ready what may come.
+    starts are slow the headroom. That falls when what it was for has come: a peak three times as high as any before
+    says that three times as much may come, and not three times as much as that. What is late although there were as
+    many needs more than was thought: the margin rises, as if so many seconds of a term were lost. While nothing is late
+    it falls below none, and the need towards what is enough in hindsight. Where starts are quick the quantile does not
+    rise far: to answer what has come costs less than to hold ready what may come.
     """
 
     QUANTILE_BOUNDS, QUANTILE_BEGINS, QUANTILE_GAIN = (0.3, 0.98), 0.5, 0.02
@@ -193,6 +203,10 @@ class Caution:
     def headroom(self) -> float:
         """How much more is expected than would have been enough."""
         return self._headroom.value
+
+    def has_come(self, risen: float) -> None:
+        """So many times more has come than ever would have been enough: so much less is to be expected beyond it."""
+        self._headroom.scale(1.0 / risen)
 
     def overlook(self, placed: int, late: int) -> None:
         """Learn nothing of what was placed so far."""
