@@ -100,6 +100,24 @@ async def test_hung_server_is_lost_although_it_closes_nothing(caplog: pytest.Log
 
 
 @live
+async def test_request_that_its_server_has_forgotten_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    """While others are answered, and at the same server if there is no other."""
+    async with AttachedWorld(1, watch=QUICK._replace(stalled_s=0.3)) as world:
+        await world.ready()
+        clients = world.crowd(3, 60)
+        await clients[0].heard(5)
+        server = world.servers[0]
+        server.faults.mute = True
+        while not any(job.is_mute for job in server.engine.running.values()):  # noqa: ASYNC110 nobody tells
+            await asyncio.sleep(0.001)
+        server.faults.mute = False
+        clients += world.crowd(3, 60)
+        await world.settle()
+        assert "leaves request 0 standing: no token for" in caplog.text
+        assert len(world.control.cluster.ready) == 1
+
+
+@live
 async def test_server_that_says_it_is_ill_is_lost(caplog: pytest.LogCaptureFixture) -> None:
     async with AttachedWorld() as world:
         await world.ready()

@@ -24,6 +24,8 @@ from hyperflexis.runtime.launchers.vllm import ServeSpec
 
 PROBE_TEXT = "def walk(tree):\n    return [Größe, naïve, 3.14159, 東京] # Hello, world!\n"
 """What our tokenizer and theirs are compared by: words, numbers, indents, and letters of other scripts."""
+STALLED_FACTOR = 3
+"""A request stands still for so many times as long as a server may be silent before it is taken elsewhere."""
 _KV_NUMBER_BYTES = 2
 
 
@@ -34,6 +36,7 @@ def attach_spec(deployment: Deployment, directory: Path, codec: TextCodec, sampl
         OperatorError: the file with the key cannot be read.
     """
     vllm, engine = deployment.vllm, deployment.engine
+    stalled_s = STALLED_FACTOR * vllm.silence_timeout_s
     return AttachSpec(
         targets=[Target(each.url, Role(each.role), each.model or "", each.kv_tokens) for each in deployment.attach],
         tokens=TokenProbe(PROBE_TEXT, codec.encode(PROBE_TEXT, add_special_tokens=False)),
@@ -41,7 +44,7 @@ def attach_spec(deployment: Deployment, directory: Path, codec: TextCodec, sampl
         block_tokens=engine.block_tokens,
         kv_token_bytes=kv_token_bytes(directory),
         samples=[(StepShape(*shape), actual_s) for shape, actual_s in samples],
-        watch=WatchRules(vllm.health_ms / 1000, vllm.metrics_ms / 1000, vllm.silence_timeout_s),
+        watch=WatchRules(vllm.health_ms / 1000, vllm.metrics_ms / 1000, vllm.silence_timeout_s, stalled_s),
         passes_kv=vllm.passes_kv,
         lease_s=vllm.kv_lease_s,
         api_key=_secret(vllm.api_key_file) or ("" if deployment.attach else secrets.token_urlsafe()),

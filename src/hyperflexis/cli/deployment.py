@@ -304,7 +304,8 @@ class VllmSection(Section):
     metrics_ms: float = Field(default=100.0, ge=1, le=MS_MAX)
     """Between two looks at the metrics of each, while it has work; ten times as much while it has none."""
     silence_timeout_s: float = Field(default=10.0, ge=0.1, le=3600)
-    """Seconds without a byte from a server, on streams or in answer to questions, after which it is lost."""
+    """Seconds without a byte from a server, on streams or in answer to questions, after which it is lost; a request
+    without a further token for three times as long goes on elsewhere."""
     changes_over_http: bool = False
     """Whether whoever reaches our port may attach servers (POST /instances) and detach them (DELETE /instances/ID)."""
     command: Line = "vllm serve"

@@ -237,6 +237,7 @@ class VllmAdapter:
     # -- running.Owner
 
     def on_tokens(self, running: Running, tokens: list[int], logprobs: list[TokenLogprobs] | None) -> None:
+        running.heard_s = self._clock()
         if running.id in self._moves.taking:
             self._moves.arrived(running)
         self._pending.add(running.id, tokens, logprobs)
@@ -302,6 +303,18 @@ class VllmAdapter:
         for running, end in doubtful:
             if self._running.get(running.id) is running:
                 self._return(running, end.why, was_refused=False)
+        stalled_s = self._clock() - self._manner.watch.stalled_s
+        for running in list(self._running.values()):
+            if running.heard_s is not None and running.heard_s < stalled_s:
+                self._break_off(running)
+
+    def _break_off(self, running: Running) -> None:
+        """Its server has forgotten it, or computes others before it. Which cannot be told, so nobody is blamed."""
+        end = Unfinished(f"no token for {self._manner.watch.stalled_s:.0f} s")
+        log.warning("%s leaves request %d standing: %s", self.url, running.id, end.why)
+        running.close()
+        if not self._moves.ended(running, end):
+            self._return(running, end.why, was_refused=True)
 
     def on_gauges(self, gauges: Gauges) -> None:
         has_changed = self._gauges is None or gauges[1:4] != self._gauges[1:4]

@@ -42,6 +42,8 @@ class Running:
         self.transfer = transfer
         self.params: dict[str, Any] | None = None
         """What lets another server fetch its KV, once this one has said it."""
+        self.heard_s: float | None = None
+        """When its last tokens came from here."""
         self._owner = owner
         self._since = len(submit.emitted) if since is None else since
         self._repeated = 0

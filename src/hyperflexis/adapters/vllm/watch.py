@@ -31,6 +31,8 @@ class WatchRules(NamedTuple):
     """Between two looks at its metrics while it has work."""
     silence_s: float = 10.0
     """Silent for so long, it is lost."""
+    stalled_s: float = 30.0
+    """A request that had tokens, and had none for so long while its server answers, goes on elsewhere."""
 
 
 class Watched(Protocol):

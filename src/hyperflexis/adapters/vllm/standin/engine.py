@@ -56,6 +56,8 @@ class Faults:
     """The next event of every stream is its last, without an end."""
     done_without_reason: bool = False
     """The next event of every stream is [DONE]."""
+    mute: bool = False
+    """Who would get a token now gets none, and never will; nothing is closed."""
     abort: bool = False
     """The next token of every stream ends it with "abort"."""
     wrong_first_token: bool = False
@@ -80,6 +82,7 @@ class Job:
     """Of KV that is to be fetched, once it is its turn."""
     fetching: asyncio.Task[None] | None = None
     error: str = ""
+    is_mute: bool = False
 
     @property
     def max_tokens(self) -> int:
@@ -153,7 +156,7 @@ class Engine:
                 job.fetching = asyncio.get_running_loop().create_task(self._take_kv(job))
         budget = traits.prefill_tokens_max
         for job in list(self.running.values()):
-            if job.fetching is not None and not job.fetching.done():
+            if job.is_mute or (job.fetching is not None and not job.fetching.done()):
                 continue
             left = len(job.prompt) - job.computed
             chunk = min(left, budget)
@@ -166,6 +169,9 @@ class Engine:
         self.told = (len(self.running), len(self.waiting), held / traits.blocks)
 
     def _emit(self, job: Job) -> None:
+        if self._faults.mute:
+            job.is_mute = True
+            return
         if self._faults.cut or self._faults.done_without_reason:
             self.end(job)
             job.events.put_nowait(None)
