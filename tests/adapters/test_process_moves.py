@@ -82,8 +82,11 @@ class Fleet:
         for member in self.driver._members.values():
             member.report = None
         while any(member.report is None for member in self.driver._members.values()):
-            client = self.submit([7], 2, Sampling(temperature=0.0))
-            await client.ended()
+            # So many at a time that each instance has some; one alone would always go to the same.
+            for client in [
+                self.submit([7], 2, Sampling(temperature=0.0)) for _ in range(2 * len(self.driver._members))
+            ]:
+                await client.ended()
         await asyncio.sleep(0.3)
         for instance_id, member in self.driver._members.items():
             assert member.ready is not None
