@@ -55,6 +55,7 @@ class World:
             dtype="float32",
             kv_bytes=1 << 24,
             silence_timeout_s=SILENCE_S,
+            instance_silence_s=SILENCE_S,
         )
         self.launcher = self.runner.run(RayLauncher.start(self.spec))
 
@@ -219,6 +220,28 @@ def test_node_that_freezes_is_lost(world: World) -> None:
         assert "has not answered for 4 s" in why
         adapter.close()
         world.cluster.kill(node)
+
+    world.play(play())
+
+
+def test_instance_that_is_stopped_on_a_node_that_lives_is_lost(world: World) -> None:
+    """What it had goes on elsewhere, and its process is ended."""
+
+    async def play() -> None:
+        world.cluster.grow(2)
+        async with Fleet(world.launcher, Role.MIXED, Role.MIXED) as fleet:
+            await fleet.until_ready(1)
+            expected = await fleet.answers(ASKS[:6])
+            await fleet.until_ready(2)
+            clients = [fleet.submit(*ask) for ask in ASKS[:6]]
+            await clients[-1].heard(5)
+            stopped = fleet.pids()[0]
+            send(stopped, signal.SIGSTOP)
+            for client in clients:
+                assert (await client.ended()).reason == "length"
+            assert [client.tokens for client in clients] == expected
+            assert stopped not in fleet.pids()
+            await asyncio.get_running_loop().run_in_executor(None, wait_gone, [stopped])
 
     world.play(play())
 

@@ -61,7 +61,7 @@ class EngineSection(Section):
     step_ms_max: float | None = Field(default=None, ge=1, le=MS_MAX)
     """Longest that a step should take that holds prompt tokens, as predicted; null: as long as promises allow."""
     silence_timeout_s: float = Field(default=30.0, ge=1, le=86_400)
-    """Seconds without a word from an instance of this machine after which it is lost; its longest step is shorter."""
+    """Seconds without a word from one of our instances after which it is lost; its longest step is shorter."""
     profile: Line | None = None
     """File that `hyperflexis profile` wrote, to start instances from; null lets the first one measure itself."""
 
@@ -304,8 +304,7 @@ class VllmSection(Section):
     metrics_ms: float = Field(default=100.0, ge=1, le=MS_MAX)
     """Between two looks at the metrics of each, while it has work; ten times as much while it has none."""
     silence_timeout_s: float = Field(default=10.0, ge=0.1, le=3600)
-    """Seconds without a byte from a server, on streams or in answer to questions, after which it is lost; a request
-    without a further token for three times as long goes on elsewhere."""
+    """Seconds without a byte from a server after which it is lost; a stalled stream goes on elsewhere after 3 times."""
     changes_over_http: bool = False
     """Whether whoever reaches our port may attach servers (POST /instances) and detach them (DELETE /instances/ID)."""
     command: Line = "vllm serve"

@@ -251,6 +251,7 @@ def _ray_spec(deployment: Deployment, directory: Path, common: dict[str, Any]) -
         strategy=ray.strategy,
         start_timeout_s=ray.start_timeout_s,
         silence_timeout_s=ray.silence_timeout_s,
+        instance_silence_s=deployment.engine.silence_timeout_s,
         **common,
     )
 

@@ -25,6 +25,7 @@ from hyperflexis.adapters.native.host import NativeAdapter, StartError
 from hyperflexis.adapters.native.messages import Fork, Load, Loaded
 from hyperflexis.core.instance import Role
 from hyperflexis.runtime.launchers.beat import Beat
+from hyperflexis.runtime.launchers.pulse import Pulse
 from hyperflexis.runtime.launchers.ray_words import (
     TOKEN_BYTES,
     Admitted,
@@ -44,7 +45,7 @@ from hyperflexis.runtime.launchers.ray_words import (
 )
 from hyperflexis.runtime.launchers.seating import Strategy
 from hyperflexis.wire.framing import Framer, Frames
-from hyperflexis.wire.messages import News, Ready, StepReport
+from hyperflexis.wire.messages import News, Ping, Pong, Ready, StepReport
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,8 @@ class RaySpec:
     """From the launch until it is ready, waiting for room included."""
     silence_timeout_s: float = 10.0
     """A node that has not answered for so long is lost."""
+    instance_silence_s: float = 30.0
+    """An instance that has not, though its node has, is given up."""
     device: str = "auto"
     dtype: str = "auto"
     threads: int = 1
@@ -274,6 +277,10 @@ class RayLauncher:
     def start_timeout_s(self) -> float:
         return self._spec.start_timeout_s
 
+    @property
+    def instance_silence_s(self) -> float:
+        return self._spec.instance_silence_s
+
     def room_words(self) -> str:
         return (
             f"it waits for a node of the Ray cluster with {self._need} free; an autoscaler, if there is one, was asked"
@@ -307,6 +314,8 @@ class _Launched:
         """How the weights came to that node."""
         self._launcher = launcher
         self._listener = listener
+        self._pulse: Pulse | None = None
+        """Once it is ready."""
         self._stands = launcher.room_words()
         """How far its start has come, for people."""
         self._timers = [
@@ -360,6 +369,8 @@ class _Launched:
     def end(self) -> None:
         """Nobody is to hear of it any more."""
         self._stop_timers()
+        if self._pulse is not None:
+            self._pulse.end()
         self._launcher.forget(self.order.number)
 
     def _stop_timers(self) -> None:
@@ -371,17 +382,25 @@ class _Launched:
     def on_ready(self, ready: Ready) -> None:
         self._stop_timers()
         self._launcher.remember(ready)
+        self._pulse = Pulse(self._launcher.instance_silence_s, lambda: self.adapter.order(Ping()), self.adapter.fail)
         self._listener.on_ready(ready)
 
     def on_report(self, report: StepReport) -> None:
+        self._note_word()
         self._listener.on_report(report)
 
     def on_news(self, news: News) -> None:
-        self._listener.on_news(news)
+        self._note_word()
+        if not isinstance(news, Pong):
+            self._listener.on_news(news)
 
     def on_lost(self, why: str) -> None:
         self.end()
         self._listener.on_lost(why)
+
+    def _note_word(self) -> None:
+        if self._pulse is not None:
+            self._pulse.heard()
 
 
 class _ClusterAdapter(NativeAdapter):
