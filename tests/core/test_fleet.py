@@ -51,6 +51,12 @@ def test_what_sleeps_is_paid_from_what_is_left() -> None:
     assert FleetBounds({M: Range(0, 9)}, asleep_max=4).affordable_asleep(9) == 4
 
 
+@pytest.mark.parametrize("budget", [-1.0, -math.inf, math.nan])
+def test_budget_is_a_cost(budget: float) -> None:
+    with pytest.raises(ValueError, match="cost_per_hour_max must be a cost from 0"):
+        FleetBounds({M: Range(0, 2)}, cost_per_hour_max=budget)
+
+
 def test_fleet_without_instances_or_sources_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one instance"):
         FleetBounds({M: Range(0, 0)})

@@ -67,7 +67,7 @@ class FleetBounds:
     """What there may be of instances, and how hard to try to have them.
 
     Raises:
-        ValueError: no instance at all is allowed, or the budget does not pay for the fewest.
+        ValueError: no instance at all is allowed, or the budget is no cost or does not pay for the fewest.
     """
 
     ranges: Mapping[Role, Range]
@@ -95,6 +95,8 @@ class FleetBounds:
             raise ValueError("a fleet needs a source to start instances from")
         if not self.instances_max:
             raise ValueError("a fleet must be allowed at least one instance")
+        if not self.cost_per_hour_max >= 0:  # Nor is what is no number.
+            raise ValueError(f"cost_per_hour_max must be a cost from 0, not {self.cost_per_hour_max!r}")
         if self.instances_min > self.affordable:
             raise ValueError(
                 f"{self.instances_min} instances cost {self.instances_min * self.prices.active_per_hour:g} per hour, "
