@@ -51,7 +51,7 @@ PROMPT_TOKENS, ANSWER_TOKENS = (40, 160), (60, 180)
 TTFT_S, TPOT_S = 1.0, 0.05
 CALM_RPS = 1.5
 BURSTS_RPS = (12.0, 22.0)
-"""The second needs all six where cores are as quick as those of 2026 and two are shared."""
+"""The second needed all six, on two cores that they shared."""
 
 
 @dataclass

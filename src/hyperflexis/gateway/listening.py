@@ -27,7 +27,7 @@ crowd takes a second; whoever finds no place meanwhile tries again after ever lo
 SPARE_FILES = 128
 """Descriptors that connections leave to the rest of the process."""
 
-CONTINUE = "100-continue"
+_CONTINUE = "100-continue"
 _Handle = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 Routing = Callable[[web.UrlDispatcher], None]
@@ -116,8 +116,8 @@ def _expecting(handle: _Handle) -> _Handle:
     """Refuse what a client expects and does not get, in our words. The library's own have what it sent in them."""
 
     async def handled(request: web.BaseRequest) -> web.StreamResponse:
-        if request.headers.get(hdrs.EXPECT, CONTINUE).lower() != CONTINUE:
-            refusal = ApiError(417, f"Of 'Expect', only {CONTINUE!r} is known.", code="expectation_failed")
+        if request.headers.get(hdrs.EXPECT, _CONTINUE).lower() != _CONTINUE:
+            refusal = ApiError(417, f"Of 'Expect', only {_CONTINUE!r} is known.", code="expectation_failed")
             return web.Response(body=refusal.body(), status=417, content_type="application/json")
         return await handle(request)
 
