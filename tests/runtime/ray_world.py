@@ -41,6 +41,8 @@ class RayCluster:
             "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]),
             "RAY_TMPDIR": str(self.folder),
             "RAY_USAGE_STATS_ENABLED": "0",
+            # By itself Ray starts its processes at niceness 15, and they stand still while other tests compute.
+            "RAY_worker_niceness": "0",
         }
         self._complaints = (self.folder / "stderr").open("w+b")
         self._process = subprocess.Popen(

@@ -60,7 +60,15 @@ class World:
         self.launcher = self.runner.run(RayLauncher.start(self.spec))
 
     def play(self, test: Coroutine[Any, Any, None]) -> None:
-        self.runner.run(test)
+        try:
+            self.runner.run(test)
+        finally:
+            self.runner.run(self._clear())
+
+    async def _clear(self) -> None:
+        """What a test that failed has left would keep the room from all that follow."""
+        for launched in list(self.launcher._launched.values()):
+            launched.adapter.close()
 
     def close(self) -> None:
         pid = self.launcher._broker._process.pid if self.launcher._broker else 0

@@ -8,6 +8,8 @@ import os
 import secrets
 import signal
 import socket
+import subprocess
+import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +22,7 @@ from hyperflexis.adapters.native.host import NativeAdapter
 from hyperflexis.adapters.native.messages import Fork, Load, Loaded, LoadFailed
 from hyperflexis.runtime.launchers import steward as module
 from hyperflexis.runtime.launchers.ray_words import TOKEN_BYTES, Door
-from hyperflexis.runtime.launchers.steward import Steward
+from hyperflexis.runtime.launchers.steward import Steward, take_usual_share
 
 pytestmark = [
     pytest.mark.slow,
@@ -237,6 +239,33 @@ def test_model_that_is_not_on_the_node_comes_from_another(house: House, tmp_path
 
 def test_demo_model_is_found_where_the_package_is(house: House) -> None:
     assert house.steward._located("", "", []) == str(DEMO_MODEL)
+
+
+def test_it_yields_to_other_programs_no_more_than_those_do(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Ray starts it nice. Tried in a thread, whose niceness is its own, and ends with it."""
+    seen = []
+
+    def play() -> None:
+        os.setpriority(os.PRIO_PROCESS, 0, 5)
+        take_usual_share()
+        seen.append(os.getpriority(os.PRIO_PROCESS, 0))
+        seen.append(int(subprocess.check_output(["nice"])))
+
+    def refuse(*_: int) -> None:
+        raise PermissionError
+
+    thread = threading.Thread(target=play)
+    thread.start()
+    thread.join()
+    may = seen[0] == 0
+    assert seen == ([0, 0] if may else [5, 5])
+    assert ("RAY_worker_niceness=0" in caplog.text) is not may
+    monkeypatch.setattr(os, "getpriority", lambda *_: 15)
+    monkeypatch.setattr(os, "setpriority", refuse)
+    take_usual_share()
+    assert "run at niceness 15" in caplog.text
 
 
 def test_it_leaves_when_it_has_neither_node_nor_gateway(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,7 @@ class Steward:
 
     async def open(self) -> Door:
         """Listen, and have a zygote import what instances need."""
+        take_usual_share()
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
         self._listener = socket.create_server((self._host, 0), family=family)
         self._listener.setblocking(False)
@@ -217,6 +218,23 @@ class _Tenant:
         self._is_expelled = True
         if self._pid:
             os.kill(self._pid, signal.SIGKILL)
+
+
+def take_usual_share() -> None:
+    """Have this thread, and what it starts, yield to nobody: Ray makes its processes as nice as 15, and whatever else
+    runs on the node would take the cores from the instances that it is there for.
+    """
+    niceness = os.getpriority(os.PRIO_PROCESS, 0)
+    if niceness <= 0:
+        return
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, 0)
+    except OSError:
+        log.warning(
+            "instances here run at niceness %d, as Ray started this process, and it may not change that: others come "
+            "first; RAY_worker_niceness=0 in the environment of `ray start` lets them run like those",
+            niceness,
+        )
 
 
 async def _read(sock: socket.socket, size_bytes: int) -> bytes:
