@@ -8,7 +8,16 @@ from engine_models import random_runner, tiny_config
 from engine_player import Job, Player, mixed_prompts
 
 from hyperflexis.engine import linear as linear_module
-from hyperflexis.engine.linear import Linear, PackedLinear, PlainLinear, can_pack, padded_rows
+from hyperflexis.engine import model as model_module
+from hyperflexis.engine.linear import (
+    Linear,
+    PackedLinear,
+    PlainLinear,
+    WidenedLinear,
+    can_multiply,
+    can_pack,
+    padded_rows,
+)
 
 NEEDS_PACKING = pytest.mark.skipif(not can_pack(torch.float32), reason="this torch has no packed products")
 
@@ -24,6 +33,37 @@ def test_packed_products_equal_plain_ones(rows: int, has_bias: bool) -> None:
     plain, packed = (torch.stack((way(x), way.add_to(x, base.clone()))) for way in ways)
     torch.testing.assert_close(packed, plain)
     torch.testing.assert_close(plain[1], plain[0] + base)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("rows", [0, 1, 2, 3, 8, 100])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_widened_products_are_the_exact_ones_rounded_once(
+    dtype: torch.dtype, rows: int, has_bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear_module, "_WIDENED_WEIGHTS", 24 * 7)  # Several pieces, and the last one smaller.
+    generator = torch.Generator().manual_seed(rows)
+    shapes = ((40, 24), (rows, 24), (rows, 40), (40,))
+    weight, x, base, bias = (torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
+    way = WidenedLinear(weight, bias if has_bias else None)
+    exact = x.double() @ weight.double().t() + (bias.double() if has_bias else 0)
+    ulps = {torch.bfloat16: 2e-2, torch.float16: 2e-3, torch.float32: 1e-5}[dtype]
+    torch.testing.assert_close(way(x).double(), exact, rtol=ulps, atol=ulps)
+    torch.testing.assert_close(way.add_to(x, base.clone()).double(), exact + base.double(), rtol=ulps, atol=2 * ulps)
+    assert way(x).dtype == way.add_to(x, base.clone()).dtype == dtype
+
+
+def test_products_are_widened_where_the_cpu_has_none_of_the_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which changes no token of a model in float32."""
+    assert can_multiply(torch.float32)
+    config, prompts = tiny_config(qkv_bias=True), mixed_prompts(6, 97, seed=1)
+    outputs = []
+    for can in (True, False):
+        monkeypatch.setattr(model_module, "can_multiply", lambda _, can=can: can)
+        runner = random_runner(config=config, packed_bytes_max=0)
+        assert isinstance(runner._model.logits, WidenedLinear) is not can
+        outputs.append(Player(runner, chunk_tokens_max=9).play([Job(i, p, 8) for i, p in enumerate(prompts)]))
+    assert outputs[0] == outputs[1]
 
 
 def test_few_numbers_of_rows_are_multiplied_and_little_is_padding() -> None:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from hyperflexis.engine.attention import Attention
 from hyperflexis.engine.config import ModelConfig
 from hyperflexis.engine.kv import KvPool
-from hyperflexis.engine.linear import Linear, PackedLinear, PlainLinear, can_pack
+from hyperflexis.engine.linear import Linear, PackedLinear, PlainLinear, WidenedLinear, can_multiply, can_pack
 from hyperflexis.engine.rope import RopeTable
 
 
@@ -131,8 +131,11 @@ def _way_to_multiply(
     weights: dict[str, torch.Tensor], packed_bytes_max: int
 ) -> Callable[[torch.Tensor, torch.Tensor | None], Linear]:
     embed = weights["embed"]
-    is_small = sum(weight.nbytes for weight in weights.values()) <= packed_bytes_max
-    return PackedLinear if is_small and embed.device.type == "cpu" and can_pack(embed.dtype) else PlainLinear
+    if embed.device.type != "cpu":
+        return PlainLinear
+    if sum(weight.nbytes for weight in weights.values()) <= packed_bytes_max and can_pack(embed.dtype):
+        return PackedLinear
+    return PlainLinear if can_multiply(embed.dtype) else WidenedLinear
 
 
 def _layer(
