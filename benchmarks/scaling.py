@@ -47,27 +47,27 @@ RIVALS = (
     "llm_d_saturation",
 )
 ROWS = (OURS, STAYS, *RIVALS, CLAIRVOYANT)
-LATE_SHARES = (0.02, 0.01, 0.005, 0.0025, 0.001)
-"""Of ours: what is tried of `late_share`."""
+LATE_SHARES = {3.0: (0.02, 0.01, 0.005, 0.0025), 30.0: (0.02, 0.005, 0.0025, 0.0001)}
+"""Of ours: what is tried of `late_share`, by the time of a start."""
 FACTORS = (1.0, 1.15)
 """Of what a clairvoyant fleet is told to have, tried as others' tunings are."""
 TRIED = {3.0: slice(0, 4), 30.0: slice(-4, None)}
-"""By the time of a start, which of a row's tunings: those for quick starts are told first, those for slow ones last."""
+"""By the time of a start, which of a rival's tunings: those for quick starts come first, those for slow ones last."""
 JOBS_MAX = 2
 QUICK = {"loads": ("bu",), "startups": (3.0,), "rows": (OURS, "kpa")}
 
 
-def tries(row: str) -> list[str]:
-    """The deployments of which a row is one."""
+def tries(row: str, at_s: float) -> list[str]:
+    """The deployments of which a row is one, with starts of so long."""
     if row == CLAIRVOYANT:
         return [f"{row}:{factor}" for factor in FACTORS]
     if row == OURS:
-        return [f"{row}:late_share={share}" for share in LATE_SHARES]
+        return [f"{row}:late_share={share}" for share in LATE_SHARES[at_s]]
     found = []
     for tuning in tunings.TUNINGS[row]:
         words = ",".join(f"{key}={value}" for key, value in tuning.items())
         found.append(f"{row}:{words}" if words else row)
-    return found
+    return found[TRIED[at_s]]
 
 
 def peak(load: str, seed: int, traces: Path) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def chosen(load: str, startup_s: float, row: str, peaks: Mapping[int, Mapping[st
     """The deployment of a row that is reported, by the seeds that are not."""
     at_s = TUNED_AT_S[startup_s]
     return choice.cheapest(
-        tries(row)[TRIED[at_s]],
+        tries(row, at_s),
         lambda text, seed: kept(Run(load, at_s, text, seed), traces),
         {s: peaks[s] for s in loads.TUNED},
     )

@@ -133,12 +133,12 @@ def test_a_burst_is_over_when_what_arrives_is_kept_again() -> None:
 
 @pytest.mark.parametrize("row", [row for row in scaling.ROWS if row != runs.STAYS])
 def test_every_row_has_tunings_that_can_be_made(row: str) -> None:
-    texts = scaling.tries(row)
-    assert len(set(texts)) == len(texts)
-    for tried in scaling.TRIED.values():
-        assert texts[tried]
-    if row != runs.CLAIRVOYANT:
-        assert all(create(text, 1024).scaler is not None for text in texts)
+    for at_s in set(scaling.TUNED_AT_S.values()):
+        texts = scaling.tries(row, at_s)
+        assert texts
+        assert len(set(texts)) == len(texts)
+        if row != runs.CLAIRVOYANT:
+            assert all(create(text, 1024).scaler is not None for text in texts)
 
 
 @needs_traces

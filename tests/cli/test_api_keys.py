@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from cli.conftest import Run
 from hyperflexis.cli.api_keys import read_ring
-from hyperflexis.cli.deployment import Deployment, ServedClassSection
+from hyperflexis.cli.deployment import ClassSection, Deployment
 from hyperflexis.cli.errors import OperatorError
 from hyperflexis.gateway.access import Allowance, ApiKey, digest_of
 
 DIGEST = digest_of("one").hex()
 OTHER = digest_of("two").hex()
-DEPLOYMENT = Deployment(classes={"chat": ServedClassSection(ttft_ms=500.0), "batch": ServedClassSection()})
+DEPLOYMENT = Deployment(classes={"chat": ClassSection(ttft_ms=500.0), "batch": ClassSection()})
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hyperflexis.cli import keys
-from hyperflexis.cli.deployment import Deployment, EngineSection, ServedClassSection
+from hyperflexis.cli.deployment import ClassSection, Deployment, EngineSection
 from hyperflexis.policies import POLICIES
 
 ALL = keys.all_keys()
@@ -33,7 +33,7 @@ def test_no_two_keys_share_a_variable() -> None:
     ("dotted", "kind"),
     [
         ("engine", EngineSection),
-        ("classes.chat", ServedClassSection),
+        ("classes.chat", ClassSection),
         ("engine.kv_cache_gib", float),
         ("classes.chat.priority", int),
         ("host", str),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hyperflexis.cli import keys, sources
-from hyperflexis.cli.deployment import ServedClassSection
+from hyperflexis.cli.deployment import ClassSection
 from hyperflexis.cli.errors import OperatorError
 from hyperflexis.core.fleet import Range
 from hyperflexis.core.instance import Role
@@ -72,9 +72,9 @@ def test_sources_merge_key_by_key(config: Path) -> None:
     engine = settings.deployment.engine
     assert (engine.block_tokens, engine.seqs_max, engine.prefill_tokens_max) == (64, 8, 512)
     assert settings.deployment.classes == {
-        "code": ServedClassSection(ttft_ms=700, tpot_ms=100, priority=1),
-        "chat": ServedClassSection(),
-        "batch": ServedClassSection(),
+        "code": ClassSection(ttft_ms=700, tpot_ms=100, priority=1),
+        "chat": ClassSection(),
+        "batch": ClassSection(),
     }
 
 
@@ -117,7 +117,7 @@ def test_empty_sections_change_nothing(text: str, tmp_path: Path) -> None:
 def test_class_without_targets_may_be_bare(tmp_path: Path) -> None:
     file = tmp_path / "serve.yaml"
     file.write_text("classes:\n  batch:\n", encoding="utf-8")
-    assert sources.load(config=file).deployment.classes == {"batch": ServedClassSection()}
+    assert sources.load(config=file).deployment.classes == {"batch": ClassSection()}
 
 
 def test_yaml_anchors_and_merges(tmp_path: Path) -> None:
@@ -131,10 +131,10 @@ def test_yaml_anchors_and_merges(tmp_path: Path) -> None:
         encoding="utf-8",
     )
     assert sources.load(config=file).deployment.classes == {
-        "a": ServedClassSection(ttft_ms=300, priority=1),
-        "b": ServedClassSection(ttft_ms=300, priority=2),
-        "c": ServedClassSection(ttft_ms=300, priority=2),
-        "d": ServedClassSection(ttft_ms=400, priority=2),
+        "a": ClassSection(ttft_ms=300, priority=1),
+        "b": ClassSection(ttft_ms=300, priority=2),
+        "c": ClassSection(ttft_ms=300, priority=2),
+        "d": ClassSection(ttft_ms=400, priority=2),
     }
 
 

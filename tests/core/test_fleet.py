@@ -57,6 +57,12 @@ def test_budget_is_a_cost(budget: float) -> None:
         FleetBounds({M: Range(0, 2)}, cost_per_hour_max=budget)
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.1, math.nan])
+def test_some_of_a_class_may_be_late_and_not_all(share: float) -> None:
+    with pytest.raises(ValueError, match="class chat that may be late must be between 0 and 1, not"):
+        FleetBounds({M: Range(0, 2)}, late_shares={"chat": share})
+
+
 def test_fleet_without_instances_or_sources_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one instance"):
         FleetBounds({M: Range(0, 0)})

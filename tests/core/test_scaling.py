@@ -97,6 +97,25 @@ def test_slow_starts_want_more_held_ready() -> None:
     assert slow > quick
 
 
+def test_a_young_fleet_is_larger_the_less_may_be_late_where_starts_are_slow() -> None:
+    """By the class of which least may be late, if it is asked for. Another time of a start makes no fleet young."""
+    shares: list[dict[str, float]] = [{}, {request(1).service_class: 0.0005}, {"another": 0.0005}]
+    counts = [count(Demand(4, start_s=30.0, late_shares=share).last(60, 2.0)) for share in shares]
+    assert counts[0] == counts[2] < counts[1]
+    old = Demand(4, start_s=30.0, late_shares=shares[1])
+    old.last(1200, 2.0)
+    settled = count(old.last(1, 2.0))
+    assert settled < counts[1]
+    slower = FleetBounds(old.sizing.fleet.ranges, startup_s={StartSource.DISK: 45.0}, late_shares=shares[1])
+    old.sizing = Sizing(slower, old.cluster)
+    assert count(old.last(1, 2.0)) < counts[1]
+
+
+def test_quick_starts_hold_nothing_for_what_was_never_seen() -> None:
+    counts = [count(Demand(4, start_s=1.0, late_shares=share).last(60, 2.0)) for share in ({}, {"": 0.0005})]
+    assert counts[0] == counts[1]
+
+
 def test_what_waits_wants_as_many_as_would_do_it_in_time() -> None:
     demand = Demand(1, start_s=2.0)
     instance = demand.cluster.ready[0]

@@ -16,6 +16,7 @@ from hyperflexis.core.surge import (
     SEEN_MIN,
     SMOOTHING,
     STATES,
+    UNSEEN_MAX,
     Caution,
     Dial,
     Surge,
@@ -65,7 +66,7 @@ def test_steady_demand_is_not_expected_to_grow(level: float) -> None:
     for tick in range(100):
         surge.observe(tick / 2, level, level)
     assert surge.most(1.0, Caution.HEADROOM_BEGINS) == pytest.approx(level)
-    assert surge.most_ahead(1.0, Caution.HEADROOM_BEGINS, 0.0) == pytest.approx(level)
+    assert surge.most_ahead(1.0, Caution.HEADROOM_BEGINS, 0.0, late_share=0.5) == pytest.approx(level)
 
 
 @given(
@@ -73,9 +74,10 @@ def test_steady_demand_is_not_expected_to_grow(level: float) -> None:
     quantile=st.floats(0, 1),
     headroom=st.floats(1, 4),
     held=st.floats(0, 100),
+    late_share=st.floats(1e-4, 0.5),
 )
 def test_little_more_is_expected_than_would_have_been_enough(
-    seen: list[tuple[float, float]], quantile: float, headroom: float, held: float
+    seen: list[tuple[float, float]], quantile: float, headroom: float, held: float, late_share: float
 ) -> None:
     """And where starts are quick, no less than is needed; where they are slow, no more than that and what is held."""
     surge = Surge(2.0, 60.0)
@@ -83,8 +85,32 @@ def test_little_more_is_expected_than_would_have_been_enough(
         surge.observe(at, need, share * need)
     need, enough = seen[-1][0], max(need * share for need, share in seen[-61:])
     assert need <= surge.most(quantile, headroom) <= max(need, headroom * enough) + 1e-9
-    ahead = surge.most_ahead(quantile, headroom, held)
-    assert min(need, held) <= ahead <= max(held, headroom * enough) + 1e-9
+    ahead = surge.most_ahead(quantile, headroom, held, late_share)
+    assert min(need, held) <= ahead <= max(held, max(headroom, surge.unseen(late_share)) * enough) + 1e-9
+
+
+@given(horizon_s=st.floats(5, 120), late_share=st.floats(1e-4, 0.2), needs=st.lists(st.floats(0.1, 100), min_size=2))
+def test_less_is_unseen_the_longer_one_has_looked(horizon_s: float, late_share: float, needs: list[float]) -> None:
+    """And the more has come of it; a surge for another horizon begins no second time."""
+    surge, before = Surge(horizon_s, 900.0), math.inf
+    for at, need in enumerate(needs):
+        surge.observe(at, need, need)
+        assert 1.0 <= surge.unseen(late_share) <= min(before, UNSEEN_MAX)
+        before = surge.unseen(late_share)
+        assert surge.unseen(late_share / 2) >= before
+    late = Surge(horizon_s, 900.0, begun_s=0.0)
+    late.observe(len(needs) - 1, 1.0, 1.0)
+    chance = horizon_s / (len(needs) - 1 + horizon_s)
+    assert late.unseen(late_share) == pytest.approx(max(1.0, min(UNSEEN_MAX, (chance / (4 * late_share)) ** (1 / 3))))
+
+
+def test_what_has_come_of_the_unseen_is_not_expected_again() -> None:
+    surge = Surge(10.0, 900.0)
+    for at in range(60):
+        surge.observe(at, 1.0, 1.0)
+    quiet = surge.unseen(1e-4)
+    surge.observe(60, 3.0, 3.0)
+    assert surge.unseen(1e-4) == pytest.approx(quiet / 3, rel=0.05)
 
 
 @given(seen=st.lists(st.floats(0, 100), min_size=1, max_size=120))

@@ -245,13 +245,14 @@ class ClassSection(Section):
     """Higher is more important: where not all promises can be kept, those of higher priority are."""
     refuse_late: bool = False
     """Whether what could not be kept is refused at once (429, with Retry-After) instead of served late."""
-
-
-class ServedClassSection(ClassSection):
-    """What is said of a service class where it is served, and not only simulated."""
-
     attainment_min: float = Field(default=0.99, gt=0, lt=1)
-    """Share of its requests whose promises are to be kept; the error budget in /metrics is what is missing to 1."""
+    """Share of its requests whose promises are to be kept; sizes the fleet. The rest is its error budget."""
+
+
+def late_shares(classes: Mapping[str, ClassSection]) -> dict[str, float]:
+    """What share of each class's work may be late, of those of which it was said; the policy knows of the others."""
+    said = {name: section for name, section in classes.items() if "attainment_min" in section.model_fields_set}
+    return {name: 1.0 - section.attainment_min for name, section in said.items()}
 
 
 class RaySection(Section):
@@ -416,7 +417,7 @@ class Deployment(Section):
     """Where what happens to single requests is told, for OpenTelemetry."""
     dashboard: bool = True
     """Whether /dashboard shows the fleet, its requests and what was decided: to admins where there are API keys."""
-    classes: dict[ClassName, ServedClassSection] = Field(default_factory=dict)
+    classes: dict[ClassName, ClassSection] = Field(default_factory=dict)
     """Service classes by name: the promises and priority that their requests share."""
     default_class: str = DEFAULT_CLASS
     """Class of the requests that name none."""
@@ -526,6 +527,7 @@ class Deployment(Section):
             asleep_max=given.asleep_max,
             start_timeout_s=given.start_timeout_s,
             is_dry=given.dry_run,
+            late_shares=late_shares(self.classes),
         )
 
     def prices(self) -> Prices:
@@ -599,8 +601,8 @@ class Deployment(Section):
         return {name: section.attainment_min for name, section in self._named_classes.items()}
 
     @property
-    def _named_classes(self) -> dict[str, ServedClassSection]:
-        return {DEFAULT_CLASS: ServedClassSection(), **self.classes}
+    def _named_classes(self) -> dict[str, ClassSection]:
+        return {DEFAULT_CLASS: ClassSection(), **self.classes}
 
     def gateway_limits(self) -> Limits:
         """The gateway's limits, those that are configured in its own units."""

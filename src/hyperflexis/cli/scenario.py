@@ -22,6 +22,7 @@ from hyperflexis.cli.deployment import (
     PricesSection,
     Section,
     contradictions,
+    late_shares,
     service_class,
 )
 from hyperflexis.cli.errors import OperatorError
@@ -168,7 +169,9 @@ class FleetSection(Section):
             return StartupSpec.constant(given)
         return StartupSpec({StartSource(source): StartPhases(**dict(each)) for source, each in given.items()})
 
-    def bounds(self, startup: StartupSpec | None = None) -> FleetBounds | None:
+    def bounds(
+        self, startup: StartupSpec | None = None, classes: Mapping[str, ClassSection] | None = None
+    ) -> FleetBounds | None:
         """Of a fleet whose size follows demand; None of any other. Starts take what it says, or what is given.
 
         Raises:
@@ -188,6 +191,7 @@ class FleetSection(Section):
             sources=sources,
             startup_s=startup_s,
             asleep_max=self.asleep_max,
+            late_shares=late_shares(classes or {}),
         )
 
     @model_validator(mode="after")
@@ -453,7 +457,7 @@ class ScenarioFile:
             OperatorError: the budget does not pay for the fewest instances.
         """
         try:
-            return self.scenario.fleet.bounds()
+            return self.scenario.fleet.bounds(classes=self.scenario.classes)
         except ValueError as error:
             raise OperatorError(f"fleet in {self.place('fleet')}: {error}") from None
 

@@ -67,7 +67,8 @@ class FleetBounds:
     """What there may be of instances, and how hard to try to have them.
 
     Raises:
-        ValueError: no instance at all is allowed, or the budget is no cost or does not pay for the fewest.
+        ValueError: no instance at all is allowed, the budget is no cost or does not pay for the fewest, or no share of
+            a class may be late, or all of it.
     """
 
     ranges: Mapping[Role, Range]
@@ -89,12 +90,17 @@ class FleetBounds:
     """Pause after the first failure, which doubles with each further one; and after a death sooner than this."""
     is_dry: bool = False
     """Whether changes of size are only proposed."""
+    late_shares: Mapping[str, float] = field(default_factory=dict)
+    """By service class, what share of its work may be late, as cost is weighed with; for others the policy says it."""
 
     def __post_init__(self) -> None:
         if not self.sources:
             raise ValueError("a fleet needs a source to start instances from")
         if not self.instances_max:
             raise ValueError("a fleet must be allowed at least one instance")
+        for name, share in self.late_shares.items():
+            if not 0 < share < 1:
+                raise ValueError(f"the share of class {name} that may be late must be between 0 and 1, not {share!r}")
         if not self.cost_per_hour_max >= 0:  # Nor is what is no number.
             raise ValueError(f"cost_per_hour_max must be a cost from 0, not {self.cost_per_hour_max!r}")
         if self.instances_min > self.affordable:

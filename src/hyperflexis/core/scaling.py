@@ -13,11 +13,12 @@ pace that the fixed part takes, KV in tokens, and SEQS how many requests an inst
                undone by d, over the time that one more would have for it
 
 What has begun to come is answered by starts that are quick. A slow one helps when most of it is over, so that there
-the need, too, is bounded by E.
+the need, too, is bounded by E. And there it is too late to learn from the first peak: who has seen little is ready for
+more than has been seen, the more the less may be late.
 
-Need and terms are the findings'; growth by quantile, caution by feedback and the bound by deadlines are ours. There is
-no mean over longer windows than promises: what came before has been done, and the growth says what may come again. What
-may be needed only after a sleeper could have woken, but before a start could help, is wanted asleep.
+Need and terms are the findings'; growth by quantile, the unseen, caution by feedback and the bound by deadlines are
+ours. There is no mean over longer windows than promises: what came before has been done, and the growth says what may
+come again. What may be needed only after a sleeper could have woken, but before a start could help, is wanted asleep.
 
 Knows no requests one by one; what becomes of the number is `sizing`'s.
 """
@@ -44,8 +45,8 @@ QUICK_S = 5.0
 """Starts that are quicker make good what was not foreseen before it costs much."""
 SHARE_MIN = 0.05
 """Of an instance's time, what is left beside fixed parts of steps at the least: where a promise is impossible."""
-SLOW_QUANTILE = 0.8
-"""Where they are not, more is held ready from the first."""
+RARE = 20.0
+"""Where they are not, all growth that is not rarer than so many times `late_share` is held ready from the first."""
 DECODES_S = 20.0
 """Decodes in hindsight are those of requests that came within so long: about as long as answers last."""
 
@@ -64,7 +65,9 @@ class ScalerRules:
     """How near to the edge, and how fast."""
 
     late_share: float = 0.01
-    """Of the work, what may be placed where it will be late: what cost is weighed with."""
+    """Of the work of a class of which nothing else is said, what may be placed where it will be late: what cost is
+    weighed with.
+    """
     time_share: float = 1.0
     """u."""
     room_share: float = 0.85
@@ -107,6 +110,7 @@ class _Pool:
     def __init__(self, rules: ScalerRules) -> None:
         self._rules = rules
         self._surges: dict[float, Surge] = {}
+        self._begun_s = math.inf
         self._wanted: deque[tuple[float, int]] = deque()
         """(instant, instances), falling: the first is the most that was wanted within the time to settle."""
 
@@ -114,11 +118,12 @@ class _Pool:
         """By horizons a fifth apart, so that what is believed of starts may vary a little."""
         key = 1.2 ** round(math.log(horizon_s, 1.2))
         if key not in self._surges:
-            self._surges[key] = Surge(key, self._rules.memory_s)
+            self._surges[key] = Surge(key, self._rules.memory_s, self._begun_s)
         return self._surges[key]
 
     def observe(self, need: Need, start_s: float, now: float) -> None:
         """Note a need, for the horizon of a start and for all that were asked for before."""
+        self._begun_s = min(self._begun_s, now)
         self.surge(start_s)
         for surge in self._surges.values():
             surge.observe(now, need.need, need.enough)
@@ -173,7 +178,9 @@ class ProactiveScaler:
             self._pools.setdefault(role, _Pool(self._rules)).observe(need, start_s, now)
         self._is_quick = start_s < QUICK_S
         self._note_risen(max(self._pools[role].surge(start_s).risen for role in needs))
-        self._learn(cluster, is_short=any(_ready(cluster, role, sizing) < need.need for role, need in needs.items()))
+        self._learn(
+            cluster, sizing, is_short=any(_ready(cluster, role, sizing) < need.need for role, need in needs.items())
+        )
         expected = {role: self._expected(self._pools[role].surge(start_s), need.held) for role, need in needs.items()}
         found = {role: self._most(most, self._pools[role].surge(start_s)) for role, most in expected.items()}
         decodes_too = state if prefilling is decoding else None
@@ -214,10 +221,10 @@ class ProactiveScaler:
             decoding: Need(max(state.decode_share / share, room), max(asked / share, had_room), room),
         }
 
-    def _learn(self, cluster: Cluster, *, is_short: bool) -> None:
+    def _learn(self, cluster: Cluster, sizing: Sizing, *, is_short: bool) -> None:
         for name, (placed, late) in cluster.placements.items():
             if name not in self._cautions:
-                self._cautions[name] = Caution(self._rules.late_share)
+                self._cautions[name] = Caution(sizing.fleet.late_shares.get(name, self._rules.late_share))
             if self._has_caught_up or self._is_quick:
                 self._cautions[name].observe(placed, late, was_short=is_short, is_quick=self._is_quick)
             else:
@@ -230,10 +237,15 @@ class ProactiveScaler:
                 each.has_come(risen)
 
     @property
+    def _late_share(self) -> float:
+        """That of the class of which least may be late."""
+        return min((each.late_share for each in self._cautions.values()), default=self._rules.late_share)
+
+    @property
     def _quantile(self) -> float:
         """That of the class that needs most."""
         sure = max((each.quantile for each in self._cautions.values()), default=Caution.QUANTILE_BEGINS)
-        return sure if self._is_quick else max(sure, SLOW_QUANTILE)
+        return sure if self._is_quick else max(sure, 1.0 - RARE * self._late_share)
 
     @property
     def _margin_s(self) -> float:
@@ -251,15 +263,17 @@ class ProactiveScaler:
         """What may be needed until a start helps."""
         if self._is_quick:
             return surge.most(self._quantile, self._headroom)
-        return surge.most_ahead(self._quantile, self._headroom, held)
+        return surge.most_ahead(self._quantile, self._headroom, held, self._late_share)
 
     def _most(self, instances: float, surge: Surge) -> _Most:
-        numbers = (
+        numbers: tuple[tuple[str, float], ...] = (
             ("need", surge.need),
             ("level", surge.level),
             ("growth", surge.factor(self._quantile)),
             ("within_s", surge.horizon_s),
         )
+        if not self._is_quick:
+            numbers += (("unseen", surge.unseen(self._late_share)),)
         return _Most(instances, Reason(Why.DEMAND, numbers))
 
     def _for_waiting(

@@ -10,6 +10,12 @@ No more is expected than would have been enough within these minutes, in hindsig
 has begun to come as if it went on, and most of it does not. What may come before help could arrive is so held ready:
 little where starts are quick or demand is smooth, and near the peak where they are slow and it is not.
 
+Who has seen little cannot learn so. If one instant is like another, the highest need of T seconds is exceeded within
+the next h with probability h / (T + h) (law of records), and x-fold with 1 / x^3 of that (a heavy tail, as demand has).
+With l the share of work that is late after it, and s the share that may be, a slow start calls for
+
+    the unseen     x = (l h / ((T + h) s))^(1/3) / (what it has risen by since)     times what would have been enough
+
 Which quantile, how much more than was enough, how far what has begun to come is taken to go on, and how much of a term
 is lost to what the need leaves out (prefills that cannot be split, queues that are not even), is found by feedback. Of
 each class's work a small share may be placed where it will be late; while it is more, caution rises, else it falls
@@ -29,6 +35,12 @@ SEEN_MIN = 20
 PRIOR = 1.25
 STATES = (0.7, 0.9, 1.1, 1.4, 1.8, 2.5, 3.5)
 """Of the need over its level, between what is told apart."""
+TAIL = 3.0
+"""Exponent of how high peaks are that nobody has seen."""
+LATE_OF_UNSEEN = 0.25
+"""l: most of what comes within a horizon is served all the same, or comes before the peak and after it."""
+UNSEEN_MAX = 8.0
+"""Times what would have been enough: no more is held for what nobody has seen."""
 LEVEL_MIN_S, LEVEL_HORIZONS = 5.0, 2.0
 """The level decays over so many horizons, and no faster than that."""
 
@@ -56,8 +68,8 @@ class Growths:
 class Surge:
     """Growth over one horizon."""
 
-    def __init__(self, horizon_s: float, memory_s: float) -> None:
-        """What came within the last `memory_s` counts."""
+    def __init__(self, horizon_s: float, memory_s: float, begun_s: float = math.inf) -> None:
+        """What came within the last `memory_s` counts; demand has been looked at since `begun_s`, or now."""
         self.horizon_s = horizon_s
         self.need = self.level = 0.0
         self.risen = 1.0
@@ -65,6 +77,8 @@ class Surge:
         self._memory_s = memory_s
         self._level_s = max(LEVEL_MIN_S, LEVEL_HORIZONS * horizon_s)
         self._at_s = -math.inf
+        self._begun_s = begun_s
+        self._risen_in_all = 1.0
         self._open: deque[tuple[float, float, int]] = deque()
         """(instant, level, state) whose horizon has not passed."""
         self._peaks: deque[tuple[float, float]] = deque()
@@ -80,6 +94,7 @@ class Surge:
         passed_s = min(now - self._at_s, 1e6)
         self.level += (need - self.level) * (1 - math.exp(-passed_s / self._level_s))
         self.need, self._at_s = need, now
+        self._begun_s = min(self._begun_s, now)
         while self._peaks and self._peaks[-1][1] <= need:
             self._peaks.pop()
         self._peaks.append((now, need))
@@ -99,6 +114,7 @@ class Surge:
             self._all.add(growth)
             self._by_state[state].add(growth)
         self.risen = max(1.0, self.enough() / before) if 0 < before < math.inf else 1.0
+        self._risen_in_all *= self.risen
         while self._seen and self._seen[0][0] < now - self._memory_s:
             _, growth, state = self._seen.popleft()
             self._all.remove(growth)
@@ -122,9 +138,20 @@ class Surge:
         """The need to be ready for, so sure, where starts are quick: what has begun to come is answered."""
         return max(self.need, min(self._grown(quantile), headroom * self.enough()))
 
-    def most_ahead(self, quantile: float, headroom: float, held: float) -> float:
-        """The same where they are slow: no peak is answered that will be over, but what is held now is."""
-        return min(max(self.need, self._grown(quantile)), max(held, headroom * self.enough()))
+    def most_ahead(self, quantile: float, headroom: float, held: float, late_share: float) -> float:
+        """The same where they are slow: no peak is answered that will be over, but what is held now is, and what has
+        never been seen is expected.
+        """
+        unseen = self.unseen(late_share)
+        grown = max(self._grown(quantile), unseen * (self.level + SMOOTHING) - SMOOTHING)
+        return min(max(self.need, grown), max(held, max(headroom, unseen) * self.enough()))
+
+    def unseen(self, late_share: float) -> float:
+        """How many times more may come than has been seen, if so little may be late."""
+        age_s = max(0.0, self._at_s - self._begun_s)
+        chance = self.horizon_s / (age_s + self.horizon_s)
+        most = min(UNSEEN_MAX, math.pow(LATE_OF_UNSEEN * chance / late_share, 1.0 / TAIL))
+        return max(1.0, most / self._risen_in_all)
 
     def enough(self) -> float:
         """With which all that came within the memory would have been in time; infinite before much is known."""
@@ -180,6 +207,7 @@ class Caution:
     QUICK_QUANTILE = 0.9
 
     def __init__(self, late_share: float) -> None:
+        self.late_share = late_share
         self._placed = self._late = 0
         self._quantile = Dial(late_share, self.QUANTILE_GAIN, self.QUANTILE_BOUNDS, self.QUANTILE_BEGINS)
         self._quantile_max = 1.0
