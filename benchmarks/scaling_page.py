@@ -99,12 +99,14 @@ def verdict(results: Results) -> str:
     dearer = [f"{name} {_signed(by)}" for name, by in over.items() if by > DEARER + choice.ROUNDING]
     cheaper = [name for name, by in over.items() if by <= choice.ROUNDING - CHEAPER]
     alone = [_name(cell) for cell in able if best_rival(results, cell) is None]
-    unable = [_name(cell) for cell in cells if cell not in able]
+    unable = [cell for cell in cells if cell not in able]
+    behind = [_name(cell) for cell in unable if best_rival(results, cell) is not None]
+    only_ours = f" Only ours keeps as much in {_listed(alone)}." if alone else ""
     lines = [
         f"- **Never more than {100 * DEARER:.0f} % dearer than the cheapest rival that keeps as much.** "
         f"{_kept(not dearer and not unable)}: in {len(compared) - len(dearer)} of {len(compared)} cells in which both "
         f"keep as much as the fixed fleet; dearer in {_listed(dearer)}. Ours keeps less than asked in "
-        f"{_listed(unable)}, and no rival keeps as much in {_listed(alone)}.",
+        f"{_listed([_name(cell) for cell in unable])}; of these a rival keeps as much in {_listed(behind)}.{only_ours}",
         f"- **At least {100 * CHEAPER:.0f} % cheaper in {CHEAPER_IN} loads or more.** "
         f"{_kept(len({name.split()[0] for name in cheaper}) >= CHEAPER_IN)}: {_listed(cheaper)}.",
     ]
