@@ -65,7 +65,7 @@ audit: ## Ask whether weaknesses are known of what constraints.txt pins
 	$(PYTHON) scripts/audit_dependencies.py
 
 bench: setup ## Run all benchmarks (about 40 minutes on an idle machine) into benchmarks/results
-	for name in startup gateway_cost two_classes engine_step sim_speed dispatch_cost parity transfer migration role_switch weights ray_nodes vllm_gateway journal; do $(BIN)/python benchmarks/$$name.py --json benchmarks/results/$$name.json || failed=1; done; exit $${failed:-0}
+	for name in startup gateway_cost two_classes engine_step products sim_speed dispatch_cost parity transfer migration role_switch weights ray_nodes vllm_gateway journal; do $(BIN)/python benchmarks/$$name.py --json benchmarks/results/$$name.json || failed=1; done; exit $${failed:-0}
 
 bench-scheduling: setup ## Compare all policies on all scenarios (hours; TRACES: their folder; ARGS=--quick: minutes) and write the page
 	$(BIN)/python benchmarks/scheduling.py $(if $(TRACES),--traces $(TRACES)) $(ARGS)

@@ -1,8 +1,8 @@
 """Products with weight matrices: on the weights where they lie in the arena, or on a private packed copy of them.
 
 A CPU without instructions for the weights' dtype (most without AVX-512) multiplies such a matrix anew for every row.
-There the weights are widened to float32 a piece at a time, for all rows together: 1.6 to 13 times faster at 4 to 256
-rows (bfloat16, one core of an AMD EPYC with AVX2).
+There the weights are widened to float32 a piece at a time, for all rows together: 1.3 to 7 times faster at 4 to 256
+rows (`benchmarks/products.py`: bfloat16, one core of an AMD EPYC with AVX2).
 
 On a CPU, oneDNN multiplies a matrix that it was allowed to lay out its own way 1.3 to 2 times faster at 1 to 32 rows
 (measured on 2 AMD EPYC cores, float32 and bfloat16), at the price of holding it twice or three times. Small models
