@@ -89,8 +89,9 @@ def test_instances_beyond_those_with_roles_are_mixed(given: dict[str, int], tota
 
 def test_what_is_to_be_kept_of_a_class_sizes_the_fleet_where_it_is_said() -> None:
     classes = {"chat": {"ttft_ms": 500, "attainment_min": 0.999}, "batch": {"attainment_min": 0.9}, "code": {}}
-    fleet = Deployment.model_validate({"classes": classes, "scaling": {"max": 4}}).fleet()
-    assert fleet.late_shares == pytest.approx({"chat": 0.001, "batch": 0.1})
+    for scaling in ({"max": 4}, {}):
+        fleet = Deployment.model_validate({"classes": classes, "scaling": scaling}).fleet()
+        assert fleet.late_shares == pytest.approx({"chat": 0.001, "batch": 0.1})
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -278,6 +279,16 @@ def test_other_policies_and_fleets_beside_what_was_recorded(run: Run, run_of: Pa
     assert json.loads(out)["results"][1]["migrations"] > 0
     code, out, _ = run("replay", str(run_of), "--fleet", "{mixed: {min: 1, max: 3}}")
     assert code == 0
+
+
+def test_what_is_to_be_kept_goes_with_what_was_asked_for_to_another_fleet(run_of: Path) -> None:
+    from hyperflexis.cli import replay
+
+    journal = only_run(run_of)
+    fleet = replace(journal.header.fleet, late_shares={"strict": 0.001})
+    record = whatif.read(msgspec.structs.replace(journal.header, fleet=fleet), journal.entries())
+    other = replay._other_fleet(replay._section("{mixed: {min: 1, max: 3}}"), record)
+    assert other.bounds.late_shares == {"strict": 0.001}
 
 
 @pytest.mark.parametrize(

@@ -112,8 +112,11 @@ def test_a_young_fleet_is_larger_the_less_may_be_late_where_starts_are_slow() ->
 
 
 def test_quick_starts_hold_nothing_for_what_was_never_seen() -> None:
-    counts = [count(Demand(4, start_s=1.0, late_shares=share).last(60, 2.0)) for share in ({}, {"": 0.0005})]
-    assert counts[0] == counts[1]
+    shares = {request(1).service_class: 0.0005}
+    quick, slow = (Demand(4, start_s=start_s, late_shares=shares).last(60, 2.0) for start_s in (1.0, 30.0))
+    assert count(quick) < count(slow)
+    assert "unseen" not in dict(quick.reason.numbers)
+    assert dict(slow.reason.numbers)["unseen"] > 1.0
 
 
 def test_what_waits_wants_as_many_as_would_do_it_in_time() -> None:

@@ -506,13 +506,15 @@ class Deployment(Section):
         shared = {"local": (StartSource.CACHE,), "vllm": (StartSource.DISK,)}
         sources = shared.get(self.launcher, (StartSource.PEER, StartSource.DISK))
         if not self.is_elastic:
-            return FleetBounds.fixed(
+            fixed = FleetBounds.fixed(
                 self.instances_total,
                 fleets.in_order(self.prefills, self.mixed, self.decodes),
                 # A server that somebody else starts is waited for as long as that takes.
                 start_timeout_s=math.inf if self.attach else given.start_timeout_s,
                 launch_attempts_max=ATTEMPTS_MAX if self.attach else 5,
             )
+            # Of no use to it, but to whoever replays its journal as of a fleet that changes its size.
+            return replace(fixed, late_shares=late_shares(self.classes))
         return FleetBounds(
             self._ranges(),
             prices=self.prices(),

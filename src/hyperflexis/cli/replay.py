@@ -10,7 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +241,8 @@ def _other_fleet(section: FleetSection, record: whatif.Record) -> _Fleet:
         bounds = section.bounds(startup)
     except ValueError as error:
         raise OperatorError(f"bad value for {FLEET_FLAG}: {error}") from None
+    if bounds is not None:  # What is to be kept of each class goes with the requests, and not with the fleet.
+        bounds = replace(bounds, late_shares=record.header.fleet.late_shares)
     roles = section.in_order()
     fabric = FabricSpec(bytes_s=section.link_gb_s * 1e9, latency_s=section.link_latency_ms / 1e3)
     return _Fleet(bounds or FleetBounds.fixed(len(roles), roles), section.moving, startup, fabric)
